@@ -1,0 +1,153 @@
+"""Is a use case fit to run? Everything that can be known before the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from embedding_tasks import encoders, source
+from embedding_tasks.connections import Connection, Resolve, blame, for_source
+from embedding_tasks.encoders import recipe
+from embedding_tasks.errors import EmbedlineError, SourceError
+from embedding_tasks.source import Extract
+from embedding_tasks.store import versions
+from embedding_tasks.store.connection import open_store
+from embedding_tasks.store.versions import ModelVersion, Recipe
+from embedding_tasks.use_case import LabelTable, UseCase, load
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `problem` is None where all is well."""
+
+    subject: str
+    what: str
+    detail: str
+    problem: str | None = None
+
+
+def files(paths: list[Path]) -> Iterator[tuple[Finding, UseCase | None]]:
+    for path in paths:
+        try:
+            use_case = load(path)
+        except EmbedlineError as error:
+            yield Finding(path.stem, "file", str(path), str(error)), None
+        else:
+            yield Finding(path.stem, "file", str(path)), use_case
+
+
+def use_case(
+    use_case: UseCase, resolve: Resolve | None = None, *, with_model: bool = True
+) -> Iterator[Finding]:
+    """Connection, table, columns, keys, labels, then model and store. What depends on
+    something that failed is not looked at."""
+    name = use_case.name
+
+    def look(what: str, action: Callable[[], str]) -> Finding:
+        try:
+            return Finding(name, what, action())
+        except (EmbedlineError, psycopg.Error) as error:
+            return Finding(name, what, "", str(error).strip())
+
+    yield look("source", lambda: _source(use_case, resolve))
+    made: list[Recipe] = []
+    yield look("recipe", lambda: _recipe(use_case, made))
+    if made and with_model:
+        yield look("model", lambda: _model(use_case, made[0]))
+    yield look("store", lambda: _store(use_case, made, resolve))
+
+
+def _source(use_case: UseCase, resolve: Resolve | None) -> str:
+    with (
+        source.snapshot(for_source(use_case.source, resolve)) as connection,
+        blame(source=connection),
+    ):
+        records = source.records(connection, use_case)
+        rows = _readable(connection, records)
+        detail = [f"{records.relation.name}: {rows}, strategy {records.strategy}"]
+        if isinstance(use_case.label, LabelTable):
+            labels = source.labels(connection, use_case.label)
+            detail.append(f"{labels.relation.name}: {_readable(connection, labels)}")
+    return "; ".join(detail)
+
+
+def _readable(connection: Connection, extract: Extract) -> str:
+    """Runs what a sync will run, and looks for keys that name no single row."""
+    try:
+        connection.execute(
+            sql.SQL("SELECT * FROM ({}) AS r LIMIT 100").format(extract.everything())
+        )
+        row = connection.execute(
+            sql.SQL(
+                "SELECT count(*), count(key), count(DISTINCT key) FROM ({}) AS k (key,"
+                " early)"
+            ).format(extract.keys())
+        ).fetchone()
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        raise SourceError(f"{extract.relation.name}: {str(error).strip()}") from error
+    assert row is not None
+    rows, with_key, distinct = row
+    if distinct < with_key:
+        raise SourceError(
+            f"{extract.relation.name}: the key ({', '.join(extract.key_columns)}) is "
+            f"not unique: {with_key} rows have {distinct} different keys"
+        )
+    nulls = f", {rows - with_key} without a key (left out)" if rows > with_key else ""
+    return f"{rows} rows{nulls}"
+
+
+def _recipe(use_case: UseCase, made: list[Recipe]) -> str:
+    found = recipe.of(use_case)
+    made.append(found)
+    classes = f", classes {', '.join(found.classes)}" if found.classes else ""
+    return f"{found.dims} dimensions, fingerprint {found.fingerprint[:12]}{classes}"
+
+
+def _model(use_case: UseCase, made: Recipe) -> str:
+    """Loads the model and embeds one text with it."""
+    trial = ModelVersion(
+        id=0,
+        use_case=0,
+        version=0,
+        fingerprint=made.fingerprint,
+        spec=made.spec,
+        dims=made.dims,
+        storage=use_case.storage.type,
+        distance=use_case.storage.distance,
+        classes=made.classes,
+        table_name="",
+        state="building",
+    )
+    encoder = encoders.load(
+        trial,
+        device=use_case.encoder.device,
+        batch_tokens=use_case.batch.tokens,
+    )
+    vectors = encoder.encode(["one, two, three"]).vectors
+    return f"loads and gives {vectors.shape[1]} dimensions"
+
+
+def _store(use_case: UseCase, made: list[Recipe], resolve: Resolve | None) -> str:
+    with open_store(resolve) as store, blame(store=store):
+        live: list[Any] = []
+        for name, use_case_id in store.execute(
+            "SELECT name, id FROM embedline.use_case"
+        ):
+            if name == use_case.name:
+                live = versions.live(store, use_case_id)
+    if not live:
+        return "reachable; nothing of this use case is stored yet"
+    serving = live[0]
+    if made and all(v.fingerprint != made[0].fingerprint for v in live):
+        return (
+            f"version {serving.version} ({serving.dims} dimensions) serves; the next "
+            f"run builds version {serving.version + 1} ({made[0].dims} dimensions)"
+        )
+    return f"version {serving.version} serves, {serving.dims} dimensions"

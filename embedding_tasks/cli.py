@@ -1,0 +1,342 @@
+"""The `embedline` command: the same functions as the DAGs, without Airflow."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from embedding_tasks import __version__, settings, use_case
+from embedding_tasks.errors import EmbedlineError
+from embedding_tasks.local import postgres
+from embedding_tasks.pipeline import Drained
+from embedding_tasks.use_case import Window
+
+app = typer.Typer(
+    help="Embeddings of Postgres records, kept exactly in step in pgvector.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Name = Annotated[str, typer.Argument(help="a use case: use_cases/NAME.yaml")]
+Key = Annotated[str, typer.Argument(help="a record's key")]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Count = Annotated[int, typer.Option("-k", min=1, help="how many")]
+
+
+def main() -> None:
+    try:
+        app()
+    except EmbedlineError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped; what was finished is stored, the rest waits")
+        sys.exit(130)
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="show what is being done")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version")] = False,
+) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+    logging.basicConfig(
+        format="%(message)s", handlers=[RichHandler(console=err, show_path=False)]
+    )
+    level = logging.INFO if verbose else logging.WARNING
+    logging.getLogger("embedding_tasks").setLevel(level)
+    if postgres.exists():  # a source, too, may live in the embedded server
+        postgres.hold()
+
+
+@app.command()
+def init() -> None:
+    """Prepare the store: schema, functions and views. Safe to repeat."""
+    from embedding_tasks.connections import connect, describe
+    from embedding_tasks.store import connection, migrate
+
+    conninfo = connection.conninfo()
+    with connect(conninfo, role="store") as store:
+        applied = migrate.apply(store)
+        connection.warn_of_old_pgvector(store)
+    for name in applied:
+        out.print(f"applied sql/{name}")
+    out.print(f"the store ({describe(conninfo)}) is up to date")
+
+
+@app.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="use cases; all when none is named")
+    ] = None,
+    model: Annotated[
+        bool, typer.Option(help="load the model and embed one text")
+    ] = True,
+) -> None:
+    """Is every use case fit to run? Its file, source, keys, model and store."""
+    from embedding_tasks import check as checks
+
+    for name in names or []:
+        use_case.path_of(name)
+    paths = [p for p in use_case.files() if not names or p.stem in names]
+    good = True
+    for finding, loaded in checks.files(paths):
+        good &= _show(finding)
+        if loaded is not None:
+            for further in checks.use_case(loaded, with_model=model):
+                good &= _show(further)
+    if not paths:
+        out.print(f"no use case in {settings.use_cases()}")
+    if not good:
+        raise typer.Exit(1)
+
+
+def _show(finding: Any) -> bool:
+    sign = "[green]ok[/green]  " if finding.problem is None else "[red]fail[/red]"
+    text = finding.detail if finding.problem is None else finding.problem
+    out.print(
+        f"{sign} {finding.subject} {finding.what}: {escape(text)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return finding.problem is None
+
+
+@app.command()
+def run(
+    name: Name,
+    since: Annotated[
+        str | None, typer.Option(help="event time from, e.g. 2026-03-01T00:00Z")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="event time before")] = None,
+    reembed: Annotated[
+        bool, typer.Option(help="make these vectors anew, changed or not")
+    ] = False,
+    allow_deletes: Annotated[
+        bool, typer.Option(help="let the delete guard pass, this once")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="count what would be done, and do nothing")
+    ] = False,
+) -> None:
+    """Bring a use case's vectors in step with its source."""
+    from embedding_tasks.run import Request
+    from embedding_tasks.run import run as run_all
+
+    request = Request(
+        use_case=use_case.find(name),
+        external_id=f"cli__{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}__{os.getpid()}",
+        kind="cli",
+        window=Window.parse(since, until),
+        reembed=reembed,
+        allow_deletes=allow_deletes,
+        dry_run=dry_run,
+    )
+    with _progress(f"embedding {name}") as progress:
+        counts = run_all(request, progress)
+    head = "would do" if dry_run else "done"
+    facts = ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in _told(counts).items())
+    out.print(f"{head}: {facts or 'nothing to do'}", highlight=False)
+
+
+def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in counts.items() if v and k not in ("seconds", "vectors")}
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="one use case only")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Coverage, backlog, oldest pending age and dead records: exact numbers."""
+    from embedding_tasks import status as statuses
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        rows = statuses.of(store, name)
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        out.print("nothing has run yet: embedline run NAME")
+        return
+    for row in rows:
+        row["coverage"] = f"{row['coverage']:.2%}"
+    columns = ("use_case", "model_version", "state", "wanted", "stored", "coverage")
+    more = ("pending", "leased", "retrying", "dead", "skipped", "oldest_pending_age")
+    _print_table(rows, (*columns, *more, "last_success", "last_run_state"))
+    for row in rows:
+        if row["last_run_error"]:
+            message = escape(row["last_run_error"])
+            out.print(f"{row['use_case']}: last run failed: {message}")
+
+
+@app.command()
+def search(
+    name: Name,
+    text: Annotated[str, typer.Argument(help="a text, or a key with --key")],
+    k: Count = 10,
+    key: Annotated[
+        bool, typer.Option("--key", help="search near the record of this key")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The records nearest to a text, embedded with the use case's own model."""
+    from embedding_tasks import search as searches
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        find = searches.by_key if key else searches.by_text
+        rows = find(store, name, text, k)
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        row["distance"] = f"{row['distance']:.4f}"
+        row["score"] = "" if row["score"] is None else f"{row['score']:.3f}"
+    _print_table(rows, ("key", "distance", "prediction", "score", "label", "data"))
+
+
+@app.command()
+def explain(name: Name, key: Key, as_json: AsJson = False) -> None:
+    """Why this record is, or is not, in the store."""
+    from embedding_tasks import status as statuses
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        facts = statuses.explain(store, use_case.find(name), key)
+    if as_json:
+        _print_json(facts)
+        return
+    out.print(f"{name} {key}: [bold]{escape(facts.pop('verdict'))}[/bold]")
+    for fact, value in facts.items():
+        if fact not in ("use_case", "key") and value not in (None, []):
+            out.print(f"  {fact}: {escape(_plain(value))}", highlight=False)
+
+
+@app.command()
+def retry(
+    name: Name,
+    dead: Annotated[bool, typer.Option("--dead", help="records set aside")] = False,
+) -> None:
+    """Give records that were set aside another chance at the next run."""
+    from embedding_tasks import ledger
+    from embedding_tasks.store import versions
+    from embedding_tasks.store.connection import open_store
+
+    if not dead:
+        raise typer.BadParameter("say which: --dead")
+    with open_store() as store:
+        version = versions.active(store, name)
+        out.print(f"{ledger.retry_dead(store, version)} records will be tried again")
+
+
+@app.command()
+def promote(name: Name) -> None:
+    """Let a finished model version serve in place of the present one."""
+    from embedding_tasks.store import versions
+    from embedding_tasks.store.connection import open_store
+
+    from_source = isinstance(use_case.find(name).prediction, use_case.PredictionColumn)
+    with open_store() as store:
+        version = versions.promote(
+            store,
+            versions.use_case_id(store, name),
+            prediction_from_source=from_source,
+        )
+    out.print(f"{name}: version {version.version} serves now")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def psql(context: typer.Context) -> None:
+    """Open the store in psql; all arguments are psql's."""
+    from embedding_tasks.store import connection
+
+    with connection.open_store():
+        pass
+    program = str(postgres.binary("psql"))
+    done = subprocess.run([program, "-d", connection.conninfo(), *context.args])
+    raise typer.Exit(done.returncode)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Any]:
+    """A bar in a terminal, a line now and then elsewhere."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def show(drained: Drained) -> None:
+            rate = f"{drained.embedded / max(drained.seconds, 1e-9):.0f}/s"
+            bar.update(
+                task, total=drained.pending, completed=drained.embedded, rate=rate
+            )
+            if not err.is_terminal:
+                done = f"{drained.embedded} of {drained.pending}"
+                err.print(f"{title}: {done}, {rate}", highlight=False)
+
+        yield show
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    table = Table(*(c.replace("_", " ") for c in columns), box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(_plain(row[c])) for c in columns))
+    out.print(table)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).hex()[:16]
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_plain(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value))
+    return str(value)

@@ -1,0 +1,151 @@
+"""From a connection's name to an open connection.
+
+Connections are Airflow's: the DAGs look them up in Airflow, the command line reads
+the same `AIRFLOW_CONN_<ID>` variables and the same JSON file that
+`airflow connections import` takes (`<home>/connections.json`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from embedding_tasks import settings
+from embedding_tasks.errors import ConfigError, DatabaseAway, EmbedlineError
+from embedding_tasks.use_case import Source
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Resolve = Callable[[str], str]
+"""Takes a connection id, returns a libpq connection string; raises `KeyError`."""
+
+_LIBPQ = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+
+
+def connect(conninfo: str, *, role: str) -> Connection:
+    """`role` ('store', 'source') names the connection in errors and in
+    `pg_stat_activity`. Raises `DatabaseAway`, or `ConfigError` for a database, user
+    or password that is wrong."""
+    try:
+        return psycopg.connect(
+            conninfo,
+            autocommit=True,
+            application_name=f"embedline-{role}",
+            client_encoding="UTF8",
+            connect_timeout=10,
+        )
+    except psycopg.OperationalError as error:
+        raise _refused(error)(
+            f"cannot connect to the {role} database "
+            f"({describe(conninfo)}): {_first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def blame(**connections: Connection) -> Iterator[None]:
+    """Turn trouble of a server or a connection into `DatabaseAway` that says whose it
+    was (`store=…`, `source=…`); errors of a statement itself pass."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        lost = [role for role, c in connections.items() if c.broken or c.closed]
+        role = lost[0] if lost else next(iter(connections))
+        verb = "lost the" if lost else "trouble in the"
+        raise DatabaseAway(f"{verb} {role} database: {_first_line(error)}") from error
+
+
+def for_source(source: Source, resolve: Resolve | None = None) -> str:
+    """Raises `ConfigError` when the connection or a variable is not defined."""
+    if source.dsn is not None:
+        return _expand(source.dsn)
+    assert source.connection is not None
+    try:
+        return (resolve or lookup)(source.connection)
+    except KeyError:
+        raise ConfigError(
+            f"connection {source.connection!r} is not defined; add it to Airflow, "
+            f"set {_variable(source.connection)}, or write it to "
+            f"{settings.home() / 'connections.json'}"
+        ) from None
+
+
+def lookup(connection_id: str) -> str:
+    """The connection as the command line knows it."""
+    if value := os.environ.get(_variable(connection_id)):
+        return from_airflow(value)
+    saved = settings.home() / "connections.json"
+    if saved.exists():
+        return from_airflow(json.loads(saved.read_text())[connection_id])
+    raise KeyError(connection_id)
+
+
+def from_airflow(value: str | Mapping[str, Any]) -> str:
+    """Airflow's URI, JSON or mapping form of a Postgres connection, for libpq."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("{") else _parts(value)
+    extra = value.get("extra") or {}
+    if isinstance(extra, str):
+        extra = json.loads(extra)
+    known = {k: v for k, v in extra.items() if k in _LIBPQ}
+    named = {
+        "host": value.get("host"),
+        "port": value.get("port"),
+        "user": value.get("login"),
+        "password": value.get("password"),
+        "dbname": value.get("schema"),
+    }
+    return make_conninfo(**known, **{k: v for k, v in named.items() if v})
+
+
+def describe(conninfo: str) -> str:
+    """Database and host, and never a password, for people."""
+    parts = conninfo_to_dict(conninfo)
+    return f"{parts.get('dbname', '')} at {parts.get('host', 'localhost')}"
+
+
+def _parts(uri: str) -> dict[str, Any]:
+    split = urlsplit(uri)
+    host = re.sub(r"^.*@", "", split.netloc)
+    host, _, port = host.partition(":")
+    return {
+        "host": unquote(host),
+        "port": port,
+        "login": unquote(split.username or ""),
+        "password": unquote(split.password or ""),
+        "schema": unquote(split.path.lstrip("/")),
+        "extra": dict(parse_qsl(split.query)),
+    }
+
+
+def _variable(connection_id: str) -> str:
+    return f"AIRFLOW_CONN_{connection_id.upper()}"
+
+
+def _expand(dsn: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        try:
+            return os.environ[match[1]]
+        except KeyError:
+            raise ConfigError(
+                f"source.dsn: environment variable {match[1]!r} is not set"
+            ) from None
+
+    return re.sub(r"\$\{(\w+)\}", value, dsn)
+
+
+def _refused(error: psycopg.OperationalError) -> type[EmbedlineError]:
+    """libpq reports a server that is away and one that says no alike."""
+    says_no = ("authentication failed", "does not exist", "no password supplied")
+    return ConfigError if any(s in str(error) for s in says_no) else DatabaseAway
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

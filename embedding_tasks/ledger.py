@@ -1,0 +1,216 @@
+"""What is wanted, what is stored, who holds it, what is dead.
+
+A worker leases records in one short transaction, embeds with none open, and writes
+through a fence (`store.write`). The lease token is the fence's first half: whoever
+lost the lease, by time or because the record changed, can no longer write.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
+from psycopg import sql
+
+from embedding_tasks.connections import Connection
+from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.use_case import Retry
+
+log = logging.getLogger(__name__)
+
+# An error message may quote the record; this much of it is kept.
+ERROR_LENGTH = 300
+
+
+_LET_GO: LiteralString = "lease_token = NULL, lease_holder = NULL, lease_until = NULL"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Records held until `seconds` from now, unless renewed."""
+
+    version: ModelVersion
+    token: UUID
+    seconds: int
+    hashes: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """What is left of a version's queue: records that can be leased now, those
+    somebody holds, and seconds until the first of these leases runs out."""
+
+    claimable: int
+    leased: int
+    seconds: float
+
+
+def claim(
+    store: Connection, version: ModelVersion, holder: str, limit: int, seconds: int
+) -> Lease:
+    """Lease up to `limit` records, scheduled ones before backfills, oldest first. An
+    empty lease means there is nothing to do now."""
+    token = uuid4()
+    rows = store.execute(
+        "WITH next AS MATERIALIZED ("
+        "  SELECT model_version, key FROM embedline.ledger"
+        "  WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
+        "    AND next_attempt_at <= now()"
+        "    AND (lease_until IS NULL OR lease_until <= now())"
+        "  ORDER BY priority, queued_at, key LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
+        " UPDATE embedline.ledger l SET lease_token = %(token)s,"
+        "   lease_holder = %(holder)s,"
+        "   lease_until = now() + make_interval(secs => %(seconds)s)"
+        " FROM next WHERE l.model_version = next.model_version AND l.key = next.key"
+        " RETURNING l.key, l.want_hash",
+        {
+            "version": version.id,
+            "limit": limit,
+            "token": token,
+            "holder": holder,
+            "seconds": seconds,
+        },
+    ).fetchall()
+    return Lease(version, token, seconds, dict(rows))
+
+
+def renew(store: Connection, lease: Lease) -> None:
+    _update_held(
+        store,
+        "lease_until = now() + make_interval(secs => %(seconds)s)",
+        {"token": lease.token, "seconds": lease.seconds},
+    )
+
+
+def release(store: Connection, lease: Lease) -> None:
+    """Give back what was not written, at once and without charge."""
+    _update_held(store, _LET_GO, {"token": lease.token})
+
+
+def take_over(store: Connection, holder: str) -> int:
+    """Free what an earlier life of this same holder held: a task that is tried again
+    need not wait for its own lease. Should the earlier one still be alive, the fence
+    keeps it from writing."""
+    return _update_held(
+        store,
+        _LET_GO,
+        {"holder": holder},
+        which="lease_token IS NOT NULL AND lease_holder = %(holder)s",
+    )
+
+
+def defer(store: Connection, lease: Lease, keys: Sequence[str], seconds: float) -> int:
+    """Put records off without charge: the source has moved on since the sync, and the
+    next sync, which looks at them again, sees to them."""
+    return _update_held(
+        store,
+        f"{_LET_GO}, next_attempt_at = now() + make_interval(secs => %(seconds)s)",
+        {"token": lease.token, "keys": list(keys), "seconds": seconds},
+        which="lease_token = %(token)s AND key = ANY (%(keys)s)",
+    )
+
+
+def fail(
+    store: Connection, lease: Lease, errors: Mapping[str, str], retry: Retry
+) -> int:
+    """Charge records with a failure of their own: tried again after a growing pause,
+    dead after the last. A dead record's vector of older content leaves the store.
+    Returns how many died."""
+    keys = sorted(errors)
+    version = lease.version
+    with store.transaction():
+        dead = store.execute(
+            "WITH failure AS MATERIALIZED ("
+            "  SELECT l.key, f.error FROM embedline.ledger l"
+            "  JOIN unnest(%(keys)s::text[], %(errors)s::text[]) AS f (key, error)"
+            "    ON f.key = l.key"
+            "  WHERE l.model_version = %(version)s AND l.lease_token = %(token)s"
+            "  ORDER BY l.key FOR UPDATE OF l)"
+            " UPDATE embedline.ledger l SET attempts = l.attempts + 1,"
+            "  error = failure.error, lease_token = NULL, lease_holder = NULL,"
+            "  lease_until = NULL,"
+            "  next_attempt_at = now()"
+            "    + make_interval(secs => %(backoff)s * 2 ^ least(l.attempts, 10)),"
+            "  dead_at = CASE WHEN l.attempts + 1 >= %(max)s THEN now() END"
+            " FROM failure"
+            " WHERE l.model_version = %(version)s AND l.key = failure.key"
+            " RETURNING l.key, l.dead_at IS NOT NULL",
+            {
+                "keys": keys,
+                "errors": [errors[key][:ERROR_LENGTH] for key in keys],
+                "version": version.id,
+                "token": lease.token,
+                "backoff": retry.backoff_seconds,
+                "max": retry.max_attempts,
+            },
+        ).fetchall()
+        died = [key for key, is_dead in dead if is_dead]
+        if died:
+            _drop_outdated(store, version, died)
+    return len(died)
+
+
+def outstanding(store: Connection, version: ModelVersion) -> Outstanding:
+    row = store.execute(
+        "SELECT count(*) FILTER (WHERE next_attempt_at <= now()"
+        "    AND (lease_until IS NULL OR lease_until <= now())),"
+        "  count(*) FILTER (WHERE lease_until > now()),"
+        "  coalesce(extract(epoch FROM min(lease_until)"
+        "    FILTER (WHERE lease_until > now()) - now()), 0)::float8"
+        " FROM embedline.ledger"
+        " WHERE model_version = %s AND pending AND dead_at IS NULL",
+        [version.id],
+    ).fetchone()
+    assert row is not None
+    return Outstanding(*row)
+
+
+def retry_dead(store: Connection, version: ModelVersion) -> int:
+    return store.execute(
+        "UPDATE embedline.ledger SET dead_at = NULL, attempts = 0, error = NULL,"
+        " next_attempt_at = now() WHERE model_version = %s AND dead_at IS NOT NULL",
+        [version.id],
+    ).rowcount
+
+
+def _drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> None:
+    gone = store.execute(
+        sql.SQL(
+            "DELETE FROM {} v USING embedline.ledger l WHERE v.key = ANY (%s)"
+            " AND l.model_version = %s AND l.key = v.key"
+            " AND v.input_hash IS DISTINCT FROM l.want_hash RETURNING v.key"
+        ).format(version.table),
+        [keys, version.id],
+    ).fetchall()
+    outdated = list({key for (key,) in gone})
+    store.execute(
+        "DELETE FROM embedline.prediction WHERE use_case = %s AND key = ANY (%s)"
+        " AND model_version = %s",
+        [version.use_case, outdated, version.id],
+    )
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL"
+        " WHERE model_version = %s AND key = ANY (%s)",
+        [version.id, outdated],
+    )
+
+
+def _update_held(
+    store: Connection,
+    change: LiteralString,
+    parameters: dict[str, Any],
+    which: LiteralString = "lease_token = %(token)s",
+) -> int:
+    """Lock in key order first, as everybody does: an UPDATE alone locks in the order
+    it happens to scan."""
+    return store.execute(
+        "WITH held AS MATERIALIZED ("
+        f"  SELECT model_version, key FROM embedline.ledger WHERE {which}"
+        "   ORDER BY model_version, key FOR UPDATE)"
+        f" UPDATE embedline.ledger l SET {change} FROM held"
+        " WHERE l.model_version = held.model_version AND l.key = held.key",
+        parameters,
+    ).rowcount

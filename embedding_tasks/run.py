@@ -1,0 +1,299 @@
+"""The four stages of a run: sync, plan, embed, publish.
+
+The DAG calls them as four tasks, the command line one after another: scheduled,
+manual, backfilled and retried runs are the same code. Between stages pass counts only.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import psycopg
+
+from embedding_tasks import ledger, status
+from embedding_tasks.connections import Connection, Resolve, blame, for_source
+from embedding_tasks.encoders import recipe
+from embedding_tasks.errors import ConfigError, ModelError, ThresholdError
+from embedding_tasks.pipeline import Drained, Progress, Worker
+from embedding_tasks.staging import Target
+from embedding_tasks.store import versions
+from embedding_tasks.store.connection import open_store
+from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.sync import Synced, sync
+from embedding_tasks.use_case import PredictionColumn, UseCase, Window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of a use case. `external_id` names it across stages and retries."""
+
+    use_case: UseCase
+    external_id: str
+    kind: Literal["scheduled", "manual", "backfill", "cli"]
+    window: Window | None = None
+    reembed: bool = False
+    allow_deletes: bool = False
+    dry_run: bool = False
+    resolve: Resolve | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.use_case.source.event_time is None:
+            raise ConfigError(
+                f"use case {self.use_case.name!r} names no source.event_time, so there "
+                "is nothing a window or a backfill could select by"
+            )
+
+    @property
+    def prediction_from_source(self) -> bool:
+        return isinstance(self.use_case.prediction, PredictionColumn)
+
+    def open_store(self) -> Connection:
+        return open_store(self.resolve)
+
+
+def sync_stage(request: Request) -> dict[str, int]:
+    """What the source has that the store has not is enqueued; what it no longer has
+    leaves the store. Returns the counts of `Synced`."""
+    use_case = request.use_case
+    with request.open_store() as store, _recorded(store, request) as run_id:
+        conninfo = for_source(use_case.source, request.resolve)
+        made = recipe.of(use_case)
+        synced = Synced()
+        with blame(store=store), store.transaction():
+            use_case_id = versions.open_use_case(store, use_case.name)
+            live = versions.ensure(
+                store,
+                use_case_id,
+                use_case.name,
+                made,
+                storage=use_case.storage.type,
+                distance=use_case.storage.distance,
+                prediction_from_source=request.prediction_from_source,
+            )
+            synced = sync(
+                Target(store, use_case_id, live),
+                conninfo,
+                use_case,
+                window=request.window,
+                reembed=request.reembed,
+                allow_deletes=request.allow_deletes,
+            )
+            if request.dry_run:
+                raise psycopg.Rollback
+            _count(store, run_id, synced)
+    counts = asdict(synced)
+    log.info("synced use_case=%s %s", use_case.name, _facts(counts))
+    return counts
+
+
+def plan_stage(request: Request) -> int:
+    """How many workers the queue is worth: none when it is empty."""
+    if request.dry_run:
+        return 0
+    batch = request.use_case.batch
+    with request.open_store() as store, blame(store=store):
+        waiting = 0
+        for version in _live(store, request):
+            left = ledger.outstanding(store, version)
+            waiting += left.claimable + left.leased
+    workers = min(batch.max_workers, math.ceil(waiting / batch.rows_per_worker))
+    log.info(
+        "planned use_case=%s pending=%d workers=%d",
+        *(request.use_case.name, waiting, workers),
+    )
+    return workers
+
+
+def embed_stage(
+    request: Request, worker: int, progress: Progress = lambda drained: None
+) -> dict[str, Any]:
+    """Drains the queue of every live model version, the serving one first. Returns
+    the counts of `Drained`."""
+    total = Drained()
+    with request.open_store() as store, _recorded(store, request) as run_id:
+        conninfo = for_source(request.use_case.source, request.resolve)
+        live = _live(store, request)
+        for version in live:
+            worker_ = Worker(
+                store=store,
+                open_store=request.open_store,
+                source_conninfo=conninfo,
+                use_case=request.use_case,
+                version=version,
+                run_id=run_id,
+                holder=f"{request.external_id}/{worker}",
+                progress=progress,
+            )
+            _drain(worker_, live)
+            total = _sum(total, worker_.drained)
+    counts = asdict(total)
+    log.info("embedded use_case=%s %s", request.use_case.name, _facts(counts))
+    return counts
+
+
+def publish_stage(request: Request) -> dict[str, Any]:
+    """Says how the run ended: promotes a finished model version, and raises
+    `ThresholdError` when more is left undone than the use case allows."""
+    with (
+        request.open_store() as store,
+        _recorded(store, request) as run_id,
+        blame(store=store),
+    ):
+        use_case_id = versions.use_case_id(store, request.use_case.name)
+        _finish_versions(store, request, use_case_id)
+        numbers = status.of(store, request.use_case.name)
+        serving = next(n for n in numbers if n["state"] == "active")
+        _judge(request.use_case, serving)
+        counts = _close(store, run_id)
+    log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
+    return {**counts, "wanted": serving["wanted"], "stored": serving["stored"]}
+
+
+def run(request: Request, progress: Progress = lambda drained: None) -> dict[str, Any]:
+    """All four stages in this process, with one worker."""
+    synced = sync_stage(request)
+    if request.dry_run:
+        return synced
+    embedded = embed_stage(request, 0, progress) if plan_stage(request) else {}
+    return {**synced, **embedded, **publish_stage(request)}
+
+
+def _drain(worker: Worker, live: list[ModelVersion]) -> None:
+    """When the files behind a serving version are gone, and the version that follows
+    it is being built, what the old one lacks can only wait for the switch."""
+    try:
+        worker.drain()
+    except ModelError as error:
+        if not worker.version.serves or len(live) == 1:
+            raise
+        log.warning(
+            "version %d is no longer followed: %s", worker.version.version, error
+        )
+
+
+def _finish_versions(store: Connection, request: Request, use_case_id: int) -> None:
+    for version in versions.live(store, use_case_id):
+        if version.serves:
+            continue
+        left = ledger.outstanding(store, version)
+        numbers = next(
+            n
+            for n in status.of(store, request.use_case.name)
+            if n["model_version"] == version.version
+        )
+        if numbers["pending"] or left.leased:
+            continue
+        versions.mark_ready(store, version)
+        if request.use_case.auto_promote:
+            versions.promote(
+                store,
+                use_case_id,
+                prediction_from_source=request.prediction_from_source,
+            )
+
+
+def _judge(use_case: UseCase, numbers: dict[str, Any]) -> None:
+    allowed = use_case.thresholds
+    undone = numbers["pending"] + numbers["dead"]
+    share = undone / max(1, numbers["wanted"])
+    if undone > allowed.undone_rows and share > allowed.undone_share:
+        raise ThresholdError(
+            f"{use_case.name}: {undone} of {numbers['wanted']} records are not stored "
+            f"({numbers['pending']} pending, {numbers['dead']} dead), more than "
+            f"thresholds.undone_rows={allowed.undone_rows} and "
+            f"undone_share={allowed.undone_share}; "
+            f"`embedline status {use_case.name}` says why"
+        )
+    if numbers["deletes_withheld"]:
+        raise ThresholdError(
+            f"{use_case.name}: {numbers['deletes_withheld']} stored records are gone "
+            "from the source, more than source.delete_guard lets go unasked; "
+            "if that is right, run once with allow_deletes"
+        )
+
+
+def _live(store: Connection, request: Request) -> list[ModelVersion]:
+    use_case_id = versions.use_case_id(store, request.use_case.name)
+    return versions.live(store, use_case_id)
+
+
+@contextmanager
+def _recorded(store: Connection, request: Request) -> Iterator[int]:
+    """The run's row in the store, which also remembers how a stage failed. A dry run
+    leaves none."""
+    if request.dry_run:
+        yield 0
+        return
+    with blame(store=store):
+        run_id = _open(store, request)
+    try:
+        yield run_id
+    except Exception as error:
+        if not store.broken:
+            message = str(error).strip().split("\n")[0][: ledger.ERROR_LENGTH]
+            store.execute(
+                "UPDATE embedline.run SET state = 'failed', error = %s,"
+                " finished_at = now() WHERE id = %s",
+                [f"{type(error).__name__}: {message}", run_id],
+            )
+        raise
+
+
+def _open(store: Connection, request: Request) -> int:
+    window = request.window
+    with store.transaction():
+        use_case_id = versions.open_use_case(store, request.use_case.name)
+        row = store.execute(
+            "INSERT INTO embedline.run AS r"
+            " (use_case, external_id, kind, since, until, reembed)"
+            " VALUES (%s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (use_case, external_id) DO UPDATE SET state = 'running',"
+            "  error = NULL, finished_at = NULL RETURNING id",
+            [
+                use_case_id,
+                request.external_id,
+                request.kind,
+                window.since if window else None,
+                window.until if window else None,
+                request.reembed,
+            ],
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _count(store: Connection, run_id: int, synced: Synced) -> None:
+    store.execute(
+        "UPDATE embedline.run SET read = read + %(read)s, new = new + %(new)s,"
+        " changed = changed + %(changed)s, deleted = deleted + %(deleted)s,"
+        " labels = labels + %(labels)s, null_keys = %(null_keys)s WHERE id = %(id)s",
+        {**asdict(synced), "id": run_id},
+    )
+
+
+def _close(store: Connection, run_id: int) -> dict[str, Any]:
+    with store.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+        row = cursor.execute(
+            "UPDATE embedline.run SET state = 'success', error = NULL,"
+            " finished_at = now() WHERE id = %s RETURNING read, new, changed, deleted,"
+            " labels, null_keys, embedded, vectors, truncated, deferred, discarded,"
+            " failed",
+            [run_id],
+        ).fetchone()
+    assert row is not None
+    return row
+
+
+def _sum(left: Drained, right: Drained) -> Drained:
+    return Drained(**{k: v + getattr(right, k) for k, v in asdict(left).items()})
+
+
+def _facts(counts: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in counts.items() if value)

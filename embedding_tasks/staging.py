@@ -1,0 +1,292 @@
+"""Streaming a relation of the source into temporary tables of the store.
+
+    incoming         fields of the rows that may have changed
+    seen             every key there is, to find those that are gone
+    incoming_label   the same two for a table of labels
+    seen_label
+
+All are dropped when the store's transaction ends. Rows pass through as COPY text,
+block by block: no value is parsed on the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, LiteralString
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from embedding_tasks import source
+from embedding_tasks.connections import Connection
+from embedding_tasks.errors import SourceError
+from embedding_tasks.source import Extract, Position
+from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.use_case import Window
+
+log = logging.getLogger(__name__)
+
+# Keys fetched at a time when the source shows keys the ledger has never seen.
+KEYS_PER_READ = 10_000
+
+_TABLES: dict[str, LiteralString] = {
+    "incoming": """
+        key text COLLATE "C", hash bytea, event_time timestamptz, environment text,
+        link text, tags jsonb, label text, prediction text, score float8, data text""",
+    "seen": 'key text COLLATE "C", early boolean NOT NULL',
+    "incoming_label": 'key text COLLATE "C", label text, labeled_at timestamptz',
+    "seen_label": 'key text COLLATE "C", early boolean NOT NULL',
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The side of the store that one use case's sync writes to, inside one
+    transaction. Statements find `%(use_case)s`, `%(versions)s` (ids) and `%(first)s`
+    (the serving version's id) filled in."""
+
+    store: Connection
+    use_case: int
+    versions: list[ModelVersion]
+
+    def execute(
+        self, statement: LiteralString | sql.SQL | sql.Composed, **more: Any
+    ) -> int:
+        """Returns the rows affected."""
+        return self.store.execute(statement, self._parameters(more)).rowcount
+
+    def rows(self, statement: LiteralString, **more: Any) -> list[tuple[Any, ...]]:
+        return self.store.execute(statement, self._parameters(more)).fetchall()
+
+    def value(self, statement: LiteralString, **more: Any) -> Any:
+        return self.rows(statement, **more)[0][0]
+
+    def _parameters(self, more: dict[str, Any]) -> dict[str, Any]:
+        ids = [version.id for version in self.versions]
+        return {"use_case": self.use_case, "versions": ids, "first": ids[0], **more}
+
+
+@dataclass(frozen=True)
+class Staged:
+    """`full`: every row is in `incoming`, not only those that may have changed."""
+
+    full: bool
+    null_keys: int
+
+
+def stage_records(
+    target: Target, connection: Connection, records: Extract, window: Window | None
+) -> Staged:
+    _create(target, "incoming", "seen")
+    if window is not None:
+        _copy(
+            target, connection, records, "incoming", records.of_window(**dict(window))
+        )
+        null_keys = _check_keys(target, records, "incoming")
+        return Staged(full=False, null_keys=null_keys)
+    full = _stage(target, connection, records, "records", known=_unknown_records)
+    _forget_early(target, records)
+    return Staged(full=full, null_keys=_check_keys(target, records, "incoming", "seen"))
+
+
+def stage_labels(target: Target, connection: Connection, labels: Extract) -> None:
+    _create(target, "incoming_label", "seen_label")
+    _stage(target, connection, labels, "labels", known=_unknown_labels)
+    _check_keys(target, labels, "incoming_label", "seen_label")
+
+
+def _stage(
+    target: Target,
+    connection: Connection,
+    extract: Extract,
+    relation: Literal["records", "labels"],
+    known: Callable[[Target], list[str]],
+) -> bool:
+    incoming, seen = _names(relation)
+    position = source.position(connection)
+    cursor = _cursor(target, relation)
+    reason = _why_full(extract, cursor, position)
+    if reason or cursor is None:
+        _copy(target, connection, extract, incoming, extract.everything())
+    else:
+        changed = extract.changed_since(cursor.horizon)
+        _copy(target, connection, extract, incoming, changed)
+    _copy(target, connection, extract, seen, extract.keys())
+    target.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(seen)))
+    if not reason:
+        # A filter that looks at the clock or at another table lets old rows through,
+        # and a store can lose rows: what is not known is read, whatever its age.
+        unknown = known(target)
+        for start in range(0, len(unknown), KEYS_PER_READ):
+            keys = unknown[start : start + KEYS_PER_READ]
+            _copy(target, connection, extract, incoming, extract.of_keys(keys))
+    _save_cursor(target, relation, extract, position, full=bool(reason))
+    log.info(
+        "read relation=%s name=%s how=%s",
+        *(relation, extract.relation.name, reason or "changes since the last sync"),
+    )
+    return bool(reason)
+
+
+@dataclass(frozen=True)
+class _Cursor:
+    definition: Any
+    system_identifier: int | None
+    horizon: int
+
+
+def _why_full(
+    extract: Extract, cursor: _Cursor | None, position: Position
+) -> str | None:
+    """Why every row must be read, or None where those past the horizon are enough."""
+    if extract.strategy == "scan":
+        return "all: strategy is scan"
+    if cursor is None:
+        return "all: first sync"
+    if cursor.definition != extract.definition:
+        return "all: the relation or the use case has changed"
+    if cursor.system_identifier != position.system_identifier:
+        return "all: the source is another server, or restored"
+    if not 0 <= position.horizon - cursor.horizon < 2**31:
+        return "all: the horizon went backwards or too far"
+    return None
+
+
+def _names(relation: str) -> tuple[str, str]:
+    return (
+        ("incoming", "seen")
+        if relation == "records"
+        else ("incoming_label", "seen_label")
+    )
+
+
+def _create(target: Target, *names: str) -> None:
+    for name in names:
+        target.execute(
+            sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(
+                sql.Identifier(name), sql.SQL(_TABLES[name])
+            )
+        )
+
+
+def _copy(
+    target: Target,
+    connection: Connection,
+    extract: Extract,
+    table: str,
+    select: sql.Composable,
+) -> None:
+    everything = table.startswith("incoming")
+    names = ["key", *extract.fields] if everything else ["key", "early"]
+    into = sql.SQL("COPY {} ({}) FROM STDIN").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, names))
+    )
+    out = sql.SQL("COPY ({}) TO STDOUT").format(select)
+    with (
+        source.refusals(connection, extract),
+        target.store.cursor().copy(into) as writer,
+        connection.cursor().copy(out) as reader,
+    ):
+        for block in reader:
+            writer.write(block)
+
+
+def _check_keys(target: Target, extract: Extract, *tables: str) -> int:
+    """Returns how many rows have no key; they are left out. Raises `SourceError` on
+    keys that occur twice: they name no single record. The last table has every key."""
+    null_keys = 0
+    for name in tables:
+        table = sql.Identifier(name)
+        null_keys = target.execute(
+            sql.SQL("DELETE FROM {} WHERE key IS NULL").format(table)
+        )
+        target.execute(sql.SQL("ANALYZE {}").format(table))
+    if not extract.key_is_unique:
+        _refuse_duplicates(target, extract, sql.Identifier(tables[-1]))
+    return null_keys
+
+
+def _refuse_duplicates(target: Target, extract: Extract, table: sql.Identifier) -> None:
+    found = target.store.execute(
+        sql.SQL(
+            "SELECT key, count(*) FROM {} GROUP BY key HAVING count(*) > 1"
+            " ORDER BY key LIMIT 3"
+        ).format(table)
+    ).fetchall()
+    if found:
+        examples = ", ".join(f"{key!r} ({count} rows)" for key, count in found)
+        raise SourceError(
+            f"{extract.relation.name}: the key ({', '.join(extract.key_columns)}) "
+            f"must name one row each, but {examples}; "
+            "name more key columns, or read a query that keeps one row per key"
+        )
+
+
+def _forget_early(target: Target, records: Extract) -> None:
+    """Records from before the use case's `start` come by backfill only; those that
+    came are followed like any other."""
+    if records.start is not None:
+        target.execute(
+            "DELETE FROM incoming i WHERE i.event_time < %(start)s AND NOT EXISTS ("
+            " SELECT FROM embedline.ledger l"
+            " WHERE l.model_version = %(first)s AND l.key = i.key)",
+            start=records.start,
+        )
+
+
+def _unknown_records(target: Target) -> list[str]:
+    rows = target.rows(
+        "SELECT key FROM seen s WHERE key IS NOT NULL AND NOT early"
+        " AND NOT EXISTS (SELECT FROM embedline.ledger l"
+        "   WHERE l.model_version = %(first)s AND l.key = s.key)"
+        " AND NOT EXISTS (SELECT FROM incoming i WHERE i.key = s.key)"
+    )
+    return [key for (key,) in rows]
+
+
+def _unknown_labels(target: Target) -> list[str]:
+    rows = target.rows(
+        "SELECT key FROM seen_label s WHERE key IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM embedline.label l"
+        "   WHERE l.use_case = %(use_case)s AND l.key = s.key AND l.unit = 0)"
+        " AND NOT EXISTS (SELECT FROM incoming_label i WHERE i.key = s.key)"
+    )
+    return [key for (key,) in rows]
+
+
+def kept_data(target: Target) -> Any:
+    """What the last sync was told to keep of the inputs; None before the first."""
+    cursor = _cursor(target, "records")
+    return cursor.definition["data"] if cursor else None
+
+
+def _cursor(target: Target, relation: str) -> _Cursor | None:
+    rows = target.rows(
+        "SELECT definition, system_identifier, horizon::text::bigint"
+        " FROM embedline.source_cursor"
+        " WHERE use_case = %(use_case)s AND relation = %(relation)s",
+        relation=relation,
+    )
+    return _Cursor(*rows[0]) if rows else None
+
+
+def _save_cursor(
+    target: Target, relation: str, extract: Extract, position: Position, full: bool
+) -> None:
+    target.execute(
+        "INSERT INTO embedline.source_cursor AS c"
+        " (use_case, relation, definition, system_identifier, horizon)"
+        " VALUES (%(use_case)s, %(relation)s, %(definition)s, %(system)s,"
+        "  %(horizon)s::text::xid8)"
+        " ON CONFLICT (use_case, relation) DO UPDATE SET"
+        "  definition = EXCLUDED.definition, horizon = EXCLUDED.horizon,"
+        "  system_identifier = EXCLUDED.system_identifier, synced_at = now(),"
+        "  full_at = CASE WHEN %(full)s THEN now() ELSE c.full_at END",
+        relation=relation,
+        definition=Jsonb(extract.definition),
+        system=position.system_identifier,
+        horizon=position.horizon,
+        full=full,
+    )

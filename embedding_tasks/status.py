@@ -1,0 +1,106 @@
+"""How a use case stands, and why one record is or is not in the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from embedding_tasks import source
+from embedding_tasks.connections import Connection, Resolve, blame, for_source
+from embedding_tasks.store import versions
+from embedding_tasks.use_case import UseCase
+
+
+def of(store: Connection, use_case: str | None = None) -> list[dict[str, Any]]:
+    """Rows of the view `embedline.status`: one per use case and live model version,
+    the serving version first."""
+    with store.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "SELECT * FROM embedline.status"
+            " WHERE use_case = %(name)s OR %(name)s::text IS NULL"
+            " ORDER BY use_case, state <> 'active', model_version",
+            {"name": use_case},
+        ).fetchall()
+
+
+def explain(
+    store: Connection, use_case: UseCase, key: str, resolve: Resolve | None = None
+) -> dict[str, Any]:
+    """Everything known of one record, source first. `verdict` says it in a sentence."""
+    with (
+        source.snapshot(for_source(use_case.source, resolve)) as connection,
+        blame(source=connection),
+    ):
+        extract = source.records(connection, use_case)
+        found = source.describe_record(connection, extract, key)
+    use_case_id = versions.use_case_id(store, use_case.name)
+    serving = versions.active(store, use_case.name)
+    known = _ledger(store, serving.id, key)
+    vectors = store.execute(
+        sql.SQL(
+            "SELECT count(*), max(embedded_at), max(run_id) FROM {} WHERE key = %s"
+        ).format(serving.table),
+        [key],
+    ).fetchone()
+    assert vectors is not None
+    return {
+        "use_case": use_case.name,
+        "key": key,
+        "verdict": _verdict(found, known, extract.start),
+        "source": found,
+        "ledger": known,
+        "model_version": serving.version,
+        "vectors": vectors[0],
+        "embedded_at": vectors[1],
+        "run_id": vectors[2],
+        "prediction": _side(store, "prediction", use_case_id, key),
+        "label": _side(store, "label", use_case_id, key),
+    }
+
+
+def _verdict(found: Any, known: Any, start: Any) -> str:
+    if found is None:
+        gone = "not in the source, or kept out by source.where"
+        return f"{gone}; the next sync removes it" if known else gone
+    if known is None:
+        if start and found.get("event_time") and found["event_time"] < start:
+            return f"before source.start ({start:%Y-%m-%d}); a backfill brings it"
+        return "in the source, and not yet seen by a sync"
+    if known["dead_at"]:
+        return f"dead after {known['attempts']} attempts: {known['error']}"
+    if found["hash"] != known["want_hash"]:
+        return "changed since the last sync; the next one sees it"
+    if known["want_hash"] is None:
+        return "its input is null: nothing to embed"
+    if not known["pending"]:
+        return "stored, and its vector is of its current input"
+    if known["lease_holder"]:
+        return f"being embedded by {known['lease_holder']}"
+    if known["error"]:
+        return f"to be tried again after {known['attempts']} attempts: {known['error']}"
+    return "waiting to be embedded"
+
+
+def _ledger(store: Connection, version: int, key: str) -> dict[str, Any] | None:
+    with store.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "SELECT want_hash, have_hash, pending, priority, queued_at, attempts,"
+            " next_attempt_at, lease_holder, lease_until, dead_at, error"
+            " FROM embedline.ledger WHERE model_version = %s AND key = %s",
+            [version, key],
+        ).fetchone()
+
+
+def _side(
+    store: Connection, table: str, use_case: int, key: str
+) -> list[dict[str, Any]]:
+    with store.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            sql.SQL(
+                "SELECT * FROM embedline.{} WHERE use_case = %s AND key = %s"
+                " ORDER BY unit"
+            ).format(sql.Identifier(table)),
+            [use_case, key],
+        ).fetchall()

@@ -1,0 +1,1 @@
+"""The store: Postgres with pgvector, embedded or yours."""

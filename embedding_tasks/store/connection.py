@@ -1,0 +1,59 @@
+"""Opening the store: $EMBEDLINE_STORE_DSN, else the connection `embedline_store`,
+else an embedded PostgreSQL under the project's home."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from embedding_tasks import settings
+from embedding_tasks.connections import Connection, Resolve, connect, lookup
+from embedding_tasks.local import postgres
+from embedding_tasks.store import migrate
+
+EMBEDDED_DATABASE = "embedline"
+
+
+def conninfo(resolve: Resolve | None = None) -> str:
+    return _configured(resolve) or postgres.conninfo(EMBEDDED_DATABASE)
+
+
+def open_store(resolve: Resolve | None = None) -> Connection:
+    """A connection in autocommit mode. An embedded store is initialised on the way;
+    any other must have been, by `embedline init`. Raises `DatabaseAway`, or
+    `StoreError` where the schema is missing, older or newer than this version."""
+    configured = _configured(resolve)
+    connection = connect(configured or conninfo(), role="store")
+    try:
+        if configured is None:
+            migrate.apply(connection)
+        else:
+            migrate.require_current(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _configured(resolve: Resolve | None) -> str | None:
+    if dsn := os.environ.get(settings.STORE_DSN):
+        return dsn
+    try:
+        return (resolve or lookup)(settings.STORE_CONNECTION)
+    except KeyError:
+        return None
+
+
+def warn_of_old_pgvector(connection: Connection) -> None:
+    """0.8.3 fixed a corrupted HNSW graph, 0.8.4 one left unrepaired
+    (pgvector/pgvector#988, #993)."""
+    row = connection.execute(
+        "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+    ).fetchone()
+    assert row is not None
+    version = tuple(int(part) for part in row[0].split("."))
+    if version < (0, 8, 4):
+        warnings.warn(
+            f"pgvector {row[0]} has known HNSW faults, fixed in 0.8.4: update it",
+            stacklevel=2,
+        )

@@ -1,0 +1,129 @@
+"""Bring a store to this version: numbered migrations run once, functions and views
+whenever their text has changed, all in one transaction under a lock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from embedding_tasks.connections import Connection
+from embedding_tasks.errors import StoreError
+
+# Any number will do, as long as nobody else picks it: 'embedline' in letters.
+LOCK = 0x656D6265646C696E
+
+_HERE = Path(__file__).resolve().parent.parent
+FOLDER = next(
+    (p for p in (_HERE / "sql", _HERE.parent / "sql") if p.is_dir()), _HERE / "sql"
+)
+
+
+def apply(connection: Connection) -> list[str]:
+    """Returns the names of the files that were run: none when nothing is new."""
+    if _is_current(connection):
+        return []
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+        _prepare(connection)
+        applied = _applied(connection)
+        _refuse_newer(applied)
+        run = [
+            name
+            for name, text in _files()
+            if _run(connection, name, text, applied.get(name))
+        ]
+    return run
+
+
+def require_current(connection: Connection) -> None:
+    """Raises `StoreError` unless the store is exactly as this version makes it."""
+    if not _is_current(connection):
+        raise StoreError(
+            "the store is not initialised for this version; run `embedline init`"
+        )
+
+
+def _is_current(connection: Connection) -> bool:
+    found = connection.execute("SELECT to_regclass('embedline.migration')").fetchone()
+    if found is None or found[0] is None:
+        return False
+    applied = _applied(connection)
+    _refuse_newer(applied)
+    return all(applied.get(name) == _digest(text) for name, text in _files())
+
+
+def _files() -> Iterator[tuple[str, str]]:
+    for room in ("migrations", "functions", "views"):
+        for path in sorted((FOLDER / room).glob("*.sql")):
+            yield f"{room}/{path.name}", path.read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _applied(connection: Connection) -> dict[str, str]:
+    rows = connection.execute("SELECT name, digest FROM embedline.migration")
+    return dict(rows.fetchall())
+
+
+def _prepare(connection: Connection) -> None:
+    found = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
+    if found.fetchone() is None:
+        try:
+            connection.execute("CREATE EXTENSION vector")
+        except psycopg.Error as error:
+            raise StoreError(
+                f"the store has no pgvector and it cannot be created here: {error}; "
+                "ask its administrator for: CREATE EXTENSION vector"
+            ) from error
+    connection.execute("CREATE SCHEMA IF NOT EXISTS embedline")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS embedline.migration ("
+        " name text PRIMARY KEY, digest text NOT NULL,"
+        " applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    # Functions keep this path (SET … FROM CURRENT): pgvector may live in any schema.
+    schema = connection.execute(
+        "SELECT nspname FROM pg_extension e JOIN pg_namespace n"
+        " ON n.oid = e.extnamespace WHERE extname = 'vector'"
+    ).fetchone()
+    assert schema is not None
+    connection.execute(
+        sql.SQL("SET LOCAL search_path = pg_catalog, {}, pg_temp").format(
+            sql.Identifier(schema[0])
+        )
+    )
+
+
+def _refuse_newer(applied: dict[str, str]) -> None:
+    known = {name for name, _ in _files()}
+    newer = [n for n in applied if n.startswith("migrations/") and n not in known]
+    if newer:
+        raise StoreError(
+            f"the store was made by a newer version (it has {', '.join(newer)}); "
+            "update this installation"
+        )
+
+
+def _run(connection: Connection, name: str, text: str, applied: str | None) -> bool:
+    digest = _digest(text)
+    if applied == digest:
+        return False
+    if applied is not None and name.startswith("migrations/"):
+        raise StoreError(
+            f"sql/{name} was changed after it was applied to this store; "
+            "restore it and put the change into a new migration"
+        )
+    connection.execute(sql.SQL(text))  # our own files
+    connection.execute(
+        "INSERT INTO embedline.migration (name, digest) VALUES (%s, %s)"
+        " ON CONFLICT (name) DO UPDATE"
+        " SET digest = EXCLUDED.digest, applied_at = now()",
+        [name, digest],
+    )
+    return True

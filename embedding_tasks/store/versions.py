@@ -1,0 +1,262 @@
+"""Use cases and their model versions: building -> ready -> active -> retired.
+
+A fingerprint names everything that shapes a vector. Vectors of one fingerprint live
+in one table; another fingerprint is another version, filled beside the serving one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from embedding_tasks.connections import Connection
+from embedding_tasks.errors import SearchError, StoreError, valid_choices
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = sql.SQL(
+    "id, use_case, version, fingerprint, spec, dims, storage, distance, classes,"
+    " table_name, state"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How vectors are made: what the fingerprint is taken over, and their shape."""
+
+    fingerprint: str
+    spec: dict[str, Any]
+    dims: int
+    classes: list[str] | None
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    id: int
+    use_case: int
+    version: int
+    fingerprint: str
+    spec: dict[str, Any]
+    dims: int
+    storage: str
+    distance: str
+    classes: list[str] | None
+    table_name: str
+    state: str
+
+    @property
+    def table(self) -> sql.Identifier:
+        return sql.Identifier("embedline", self.table_name)
+
+    @property
+    def serves(self) -> bool:
+        return self.state == "active"
+
+
+def open_use_case(store: Connection, name: str) -> int:
+    """The use case's id, made on first sight. Takes its lock until the transaction
+    ends: one sync, registration or promotion at a time."""
+    store.execute(
+        "INSERT INTO embedline.use_case (name) VALUES (%s) ON CONFLICT DO NOTHING",
+        [name],
+    )
+    row = store.execute(
+        "SELECT id FROM embedline.use_case WHERE name = %s", [name]
+    ).fetchone()
+    assert row is not None
+    store.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('embedline.use_case'), %s)", [row[0]]
+    )
+    return int(row[0])
+
+
+def use_case_id(store: Connection, name: str) -> int:
+    row = store.execute(
+        "SELECT id FROM embedline.use_case WHERE name = %s", [name]
+    ).fetchone()
+    if row is None:
+        names = [n for (n,) in store.execute("SELECT name FROM embedline.use_case")]
+        known = valid_choices(name, names) if names else f"{name!r}: nothing has run"
+        raise SearchError(f"the store has no use case {known}")
+    return int(row[0])
+
+
+def live(store: Connection, use_case: int) -> list[ModelVersion]:
+    """The versions that follow the source, the serving one first."""
+    statement = sql.SQL(
+        "SELECT {} FROM embedline.model_version"
+        " WHERE use_case = %s AND state <> 'retired'"
+        " ORDER BY state <> 'active', version"
+    ).format(_COLUMNS)
+    return _fetch(store, statement, [use_case])
+
+
+def active(store: Connection, name: str) -> ModelVersion:
+    found = live(store, use_case_id(store, name))
+    if not found or not found[0].serves:
+        raise SearchError(f"use case {name!r} has no vectors yet; run it first")
+    return found[0]
+
+
+def ensure(
+    store: Connection,
+    use_case: int,
+    name: str,
+    recipe: Recipe,
+    *,
+    storage: str,
+    distance: str,
+    prediction_from_source: bool,
+) -> list[ModelVersion]:
+    """The live versions, with one for this recipe among them. The first version of a
+    use case serves at once; a later one is built beside it, starting from the serving
+    version's ledger. Call with the use case open."""
+    versions = live(store, use_case)
+    match = [v for v in versions if v.fingerprint == recipe.fingerprint]
+    if not match:
+        # A version still being built for a recipe that is no longer wanted
+        for stale in (v for v in versions if not v.serves):
+            retire(store, stale)
+        match = [_create(store, use_case, name, recipe, storage, distance, versions)]
+    elif match[0].serves:
+        for stale in (v for v in versions if not v.serves):
+            retire(store, stale)
+    store.execute(
+        "UPDATE embedline.model_version SET distance = %s"
+        " WHERE use_case = %s AND state <> 'retired' AND distance <> %s",
+        [distance, use_case, distance],
+    )
+    store.execute(
+        "SELECT embedline.refresh_view(%s, %s)", [use_case, prediction_from_source]
+    )
+    return live(store, use_case)
+
+
+def mark_ready(store: Connection, version: ModelVersion) -> None:
+    store.execute(
+        "UPDATE embedline.model_version SET state = 'ready', ready_at = now()"
+        " WHERE id = %s AND state = 'building'",
+        [version.id],
+    )
+
+
+def promote(
+    store: Connection, use_case: int, *, prediction_from_source: bool
+) -> ModelVersion:
+    """Make the ready version the serving one, and its view, in one transaction."""
+    with store.transaction():
+        store.execute(
+            "SELECT pg_advisory_xact_lock(hashtext('embedline.use_case'), %s)",
+            [use_case],
+        )
+        versions = live(store, use_case)
+        ready = [v for v in versions if v.state == "ready"]
+        if not ready:
+            states = ", ".join(f"{v.version}: {v.state}" for v in versions)
+            raise StoreError(f"no version is ready to be promoted (versions: {states})")
+        for serving in (v for v in versions if v.serves):
+            retire(store, serving)
+        store.execute(
+            "UPDATE embedline.model_version"
+            " SET state = 'active', activated_at = now() WHERE id = %s",
+            [ready[0].id],
+        )
+        store.execute(
+            "SELECT embedline.refresh_view(%s, %s)", [use_case, prediction_from_source]
+        )
+    log.info("promoted use_case=%d version=%d", use_case, ready[0].version)
+    return ready[0]
+
+
+def retire(store: Connection, version: ModelVersion) -> None:
+    """Its table stays, for a rollback; it no longer follows the source. What it has
+    stands in the table's own input hashes, so its ledger can go."""
+    store.execute(
+        "UPDATE embedline.model_version SET state = 'retired', retired_at = now()"
+        " WHERE id = %s",
+        [version.id],
+    )
+    store.execute("DELETE FROM embedline.ledger WHERE model_version = %s", [version.id])
+
+
+def all_tables(store: Connection, use_case: int) -> list[sql.Identifier]:
+    rows = store.execute(
+        "SELECT table_name FROM embedline.model_version WHERE use_case = %s",
+        [use_case],
+    )
+    return [sql.Identifier("embedline", name) for (name,) in rows]
+
+
+def _create(
+    store: Connection,
+    use_case: int,
+    name: str,
+    recipe: Recipe,
+    storage: str,
+    distance: str,
+    versions: Sequence[ModelVersion],
+) -> ModelVersion:
+    serving = next((v for v in versions if v.serves), None)
+    number = _next_number(store, use_case)
+    created = _fetch(
+        store,
+        sql.SQL(
+            "INSERT INTO embedline.model_version (use_case, version, fingerprint,"
+            " spec, dims, storage, distance, classes, table_name, state, activated_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
+            " CASE WHEN %s THEN now() END) RETURNING {}"
+        ).format(_COLUMNS),
+        [
+            use_case,
+            number,
+            recipe.fingerprint,
+            Jsonb(recipe.spec),
+            recipe.dims,
+            storage,
+            distance,
+            recipe.classes,
+            f"vector_{name}_v{number}",
+            "building" if serving else "active",
+            serving is None,
+        ],
+    )[0]
+    store.execute(
+        "SELECT embedline.create_vector_table(m) FROM embedline.model_version m"
+        " WHERE id = %s",
+        [created.id],
+    )
+    if serving is not None:
+        store.execute(
+            "INSERT INTO embedline.ledger (model_version, key, want_hash, priority)"
+            " SELECT %s, key, want_hash, 10 FROM embedline.ledger"
+            " WHERE model_version = %s ORDER BY key",
+            [created.id, serving.id],
+        )
+    log.info(
+        "new model version use_case=%s version=%d state=%s fingerprint=%s",
+        *(name, number, created.state, recipe.fingerprint[:12]),
+    )
+    return created
+
+
+def _next_number(store: Connection, use_case: int) -> int:
+    row = store.execute(
+        "SELECT coalesce(max(version), 0) + 1 FROM embedline.model_version"
+        " WHERE use_case = %s",
+        [use_case],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _fetch(
+    store: Connection, statement: sql.Composed, parameters: Sequence[Any]
+) -> list[ModelVersion]:
+    with store.cursor(row_factory=class_row(ModelVersion)) as cursor:
+        return cursor.execute(statement, parameters).fetchall()

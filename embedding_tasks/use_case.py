@@ -1,0 +1,396 @@
+"""One validated description of a use case, read from `use_cases/<name>.yaml`.
+
+Everything else in the package takes a `UseCase` and never looks at YAML again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from croniter import croniter
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from embedding_tasks import settings
+from embedding_tasks.errors import ConfigError, valid_choices
+
+# A use case names a view, a table and a DAG; 40 characters leave room in
+# Postgres' 63 for `vector_…_v123` and the names of its indexes.
+NAME = r"[a-z][a-z0-9_]{0,39}"
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Columns = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_as_tuple),
+    Field(min_length=1),
+]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Column(Part):
+    column: str = Field(min_length=1)
+
+
+class DeleteGuard(Part):
+    """A sync that would delete more than `share` of the store, and more than
+    `rows` records, withholds the deletions until somebody allows them."""
+
+    share: float = Field(0.2, ge=0, le=1)
+    rows: int = Field(100, ge=0)
+
+
+class Source(Part):
+    connection: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    dsn: str | None = None
+    table: str | None = Field(None, min_length=1)
+    query: str | None = Field(None, min_length=1)
+    key: Columns
+    input: Columns
+    separator: str = "\n"
+    where: str | None = Field(None, min_length=1)
+    event_time: str | None = None
+    environment: Annotated[
+        Annotated[Literal["training", "validation", "production"], Tag("~constant")]
+        | Annotated[Column, Tag("~column")],
+        Discriminator(lambda v: "~constant" if isinstance(v, str) else "~column"),
+    ] = "production"
+    link: str | None = None
+    tags: Columns | tuple[()] = ()
+    strategy: Literal["auto", "snapshot", "scan"] = "auto"
+    start: AwareDatetime | None = None
+    delete_guard: DeleteGuard = DeleteGuard()
+
+    @field_validator("dsn")
+    @classmethod
+    def _no_password(cls, dsn: str | None) -> str | None:
+        if dsn is None:
+            return None
+        password = str(conninfo_to_dict(dsn).get("password") or "")
+        if password and not password.startswith("${"):
+            raise ValueError(
+                "holds a password in the clear; write it as ${VARIABLE}, keep it in "
+                "a password file, or use `connection`"
+            )
+        return dsn
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Source:
+        if (self.connection is None) == (self.dsn is None):
+            raise ValueError("give exactly one of `connection` and `dsn`")
+        if (self.table is None) == (self.query is None):
+            raise ValueError("give exactly one of `table` and `query`")
+        if self.query is not None and self.strategy == "snapshot":
+            raise ValueError(
+                "strategy 'snapshot' needs a `table`; a `query` is read by 'scan'"
+            )
+        if self.start is not None and self.event_time is None:
+            raise ValueError("`start` needs `event_time`")
+        return self
+
+
+class LayerMix(Part):
+    """Mean or concatenation of the last `last` hidden layers."""
+
+    last: int = Field(ge=1)
+    combine: Literal["mean", "concat"] = "mean"
+
+
+Layers = Annotated[
+    Annotated[Literal["last"], Tag("~word")]
+    | Annotated[int, Tag("~index")]
+    | Annotated[LayerMix, Tag("~mix")],
+    Discriminator(
+        lambda v: (
+            "~word"
+            if isinstance(v, str)
+            else "~index"
+            if isinstance(v, int)
+            else "~mix"
+        )
+    ),
+]
+
+
+class Encoder(Part):
+    """`model` is a Hugging Face id, or a folder when it starts with `.`, `/` or `~`
+    (relative to the project)."""
+
+    model: str = Field(min_length=1)
+    revision: str = "main"
+    max_length: int | None = Field(None, ge=4)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = "auto"
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("valid: 'auto', 'cpu', 'cuda', 'cuda:0' and so on")
+        return device
+
+
+class PredictionColumn(Part):
+    column: str = Field(min_length=1)
+    score: str | None = None
+
+
+Prediction = Annotated[
+    Annotated[Literal["none", "head"], Tag("~word")]
+    | Annotated[PredictionColumn, Tag("~column")],
+    Discriminator(lambda v: "~word" if isinstance(v, str) else "~column"),
+]
+
+
+class LabelTable(Part):
+    """Labels that live in a table of their own and arrive when they arrive."""
+
+    table: str = Field(min_length=1)
+    key: Columns
+    label: str = Field(min_length=1)
+    time: str | None = None
+
+
+def _label_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "~table" if "table" in value else "~column"
+    return "~table" if isinstance(value, LabelTable) else "~column"
+
+
+Label = Annotated[
+    Annotated[Column, Tag("~column")] | Annotated[LabelTable, Tag("~table")],
+    Discriminator(_label_kind),
+]
+
+
+class Storage(Part):
+    """`data` is what is kept beside the vector: all of the input, its first N
+    characters, or nothing."""
+
+    type: Literal["vector", "halfvec"] = "vector"
+    distance: Literal["cosine", "l2", "inner_product"] = "cosine"
+    data: Annotated[
+        Annotated[Literal["all", "none"], Tag("~word")]
+        | Annotated[int, Field(ge=1), Tag("~count")],
+        Discriminator(lambda v: "~word" if isinstance(v, str) else "~count"),
+    ] = "all"
+
+
+class Batch(Part):
+    tokens: int = Field(4096, ge=1, description="padded tokens in one forward pass")
+    claim: int = Field(1024, ge=1, description="records leased and written at a time")
+    lease_seconds: int = Field(120, ge=5)
+    rows_per_worker: int = Field(20_000, ge=1)
+    max_workers: int = Field(4, ge=1, le=1000)
+
+
+class Retry(Part):
+    """How often one record may fail before it is set aside as dead."""
+
+    max_attempts: int = Field(3, ge=1)
+    backoff_seconds: float = Field(60, ge=0)
+
+
+class Thresholds(Part):
+    """A run fails when it leaves more than both undone: pending and dead records."""
+
+    undone_rows: int = Field(0, ge=0)
+    undone_share: float = Field(0.01, ge=0, le=1)
+
+
+class UseCase(Part):
+    name: str = Field(pattern=f"^{NAME}$")
+    description: str = ""
+    source: Source
+    encoder: Encoder
+    pooling: Literal["cls", "mean"] = "cls"
+    layers: Layers = "last"
+    normalize: bool = False
+    prediction: Prediction = "none"
+    label: Label | None = None
+    storage: Storage = Storage()
+    schedule: str | None = "@daily"
+    auto_promote: bool = True
+    batch: Batch = Batch()
+    retry: Retry = Retry()
+    thresholds: Thresholds = Thresholds()
+
+    def text(self, parts: Iterable[str | None]) -> str:
+        """The model's input, from the input columns that are not null."""
+        return self.source.separator.join(p for p in parts if p is not None)
+
+    def kept(self, text: str) -> str | None:
+        """What of it is kept beside the vector."""
+        keep = self.storage.data
+        return None if keep == "none" else text if keep == "all" else text[:keep]
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, schedule: str | None) -> str | None:
+        if schedule is not None and not croniter.is_valid(schedule):
+            raise ValueError(
+                f"{schedule!r} is no cron expression; "
+                "valid: e.g. '0 2 * * *', '@hourly', null"
+            )
+        return schedule
+
+
+class Window(Part):
+    """Records whose event time lies in [since, until)."""
+
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        if self.since is None and self.until is None:
+            raise ValueError("a window needs `since` or `until`")
+        if self.since and self.until and self.since >= self.until:
+            raise ValueError("`since` must be before `until`")
+        return self
+
+    @classmethod
+    def parse(
+        cls, since: datetime | str | None, until: datetime | str | None
+    ) -> Window | None:
+        if since is None and until is None:
+            return None
+        try:
+            return cls.model_validate({"since": since, "until": until})
+        except ValidationError as error:
+            raise ConfigError("; ".join(_messages(error, cls, {}))) from None
+
+
+def files(folder: Path | None = None) -> list[Path]:
+    """The use-case files of a folder, in a stable order."""
+    folder = folder or settings.use_cases()
+    return sorted(p for p in folder.glob("*.yaml") if p.is_file())
+
+
+def load(path: Path) -> UseCase:
+    """Raises `ConfigError` naming the file, every wrong field, its value and what
+    would be valid."""
+    raw = _read(path)
+    try:
+        use_case = UseCase.model_validate(raw)
+    except ValidationError as error:
+        problems = _messages(error, UseCase, raw)
+        raise ConfigError("\n".join(f"{path}: {p}" for p in problems)) from None
+    if use_case.name != path.stem:
+        raise ConfigError(
+            f"{path}: name: {use_case.name!r} must equal the file's name; "
+            f"valid: {path.stem!r}, or rename the file to {use_case.name}.yaml"
+        )
+    return use_case
+
+
+def path_of(name: str) -> Path:
+    found = {p.stem: p for p in files()}
+    if name not in found:
+        valid = valid_choices(name, list(found)) if found else repr(name)
+        raise ConfigError(f"no use case {valid} (in {settings.use_cases()})")
+    return found[name]
+
+
+def find(name: str) -> UseCase:
+    return load(path_of(name))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys in silence (yaml/pyyaml#165)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key {key!r}", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # _StrictLoader is a SafeLoader: it builds plain data only
+        raw = yaml.load(path.read_text("utf-8"), _StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: must be a mapping of fields; valid: "
+            f"{', '.join(UseCase.model_fields)}"
+        )
+    return raw
+
+
+def _messages(
+    error: ValidationError, model: type[BaseModel], raw: object
+) -> Iterator[str]:
+    for problem in error.errors(include_input=False, include_url=False):
+        loc = [p for p in problem["loc"] if not _is_tag(p)]
+        where = ".".join(str(p) for p in loc) or model.__name__
+        if problem["type"] == "extra_forbidden":
+            yield (
+                f"{'.'.join(map(str, loc[:-1])) or 'top level'}: unknown field "
+                f"{valid_choices(loc[-1], _fields(model, loc[:-1]))}"
+            )
+        elif problem["type"] == "missing":
+            yield f"{where}: required, but missing"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{where}: {message[0].lower()}{message[1:]}{_got(raw, loc)}"
+
+
+def _is_tag(part: int | str) -> bool:
+    """pydantic puts the chosen branch of a union into the path; a reader of the
+    file does not know it."""
+    return isinstance(part, str) and part.startswith(("~", "function-"))
+
+
+def _got(raw: object, loc: Iterable[int | str]) -> str:
+    for part in loc:
+        if part == "dsn":  # may hold a password
+            return ""
+        try:
+            raw = raw[part]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            return ""
+    return "" if isinstance(raw, dict) else f", got {raw!r}"
+
+
+def _fields(model: Any, loc: Iterable[int | str]) -> list[str]:
+    for part in loc:
+        annotation = model.model_fields[str(part)].annotation
+        model = next(iter(_models(annotation)))
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)

@@ -1,0 +1,96 @@
+CREATE OR REPLACE FUNCTION embedline.distance_operator(distance text)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN CASE distance
+    WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' WHEN 'inner_product' THEN '<#>' END;
+
+-- The active model version of a use case, or an error that lists those there are.
+CREATE OR REPLACE FUNCTION embedline.active_version(use_case text)
+RETURNS embedline.model_version
+LANGUAGE plpgsql STABLE STRICT
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    found embedline.model_version;
+BEGIN
+    SELECT m.* INTO found
+      FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case
+     WHERE u.name = active_version.use_case AND m.state = 'active';
+    IF found.id IS NULL THEN
+        RAISE EXCEPTION 'no use case % with vectors', quote_literal(use_case)
+            USING ERRCODE = 'undefined_object',
+                  HINT = coalesce('valid: ' || (
+                      SELECT string_agg(u.name, ', ' ORDER BY u.name)
+                        FROM embedline.use_case u JOIN embedline.model_version m
+                          ON m.use_case = u.id AND m.state = 'active'), 'none has run yet');
+    END IF;
+    RETURN found;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION embeddings.nearest(
+    use_case text, query vector, k int DEFAULT 10)
+RETURNS SETOF embeddings.neighbor
+LANGUAGE plpgsql STABLE STRICT
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    version embedline.model_version := embedline.active_version(use_case);
+BEGIN
+    IF k < 1 THEN
+        RAISE EXCEPTION 'k must be at least 1, not %', k
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF vector_dims(query) <> version.dims THEN
+        RAISE EXCEPTION 'the query has % dimensions, the vectors of % have %',
+            vector_dims(query), quote_literal(use_case), version.dims
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'embed the query with the use case''s own model: embedline search';
+    END IF;
+    -- An HNSW scan returns at most ef_search rows; iterating makes it return k.
+    PERFORM set_config('hnsw.ef_search', least(1000, greatest(40, 2 * k))::text, true),
+            set_config('hnsw.iterative_scan', 'relaxed_order', true);
+    -- The nearest first, then their company: joined before the limit, a planner short
+    -- of statistics may sort the whole join.
+    RETURN QUERY EXECUTE format(
+        'SELECT t.key, t.unit, n.distance, t.prediction, t.score, t.label, t.data, t.event_time
+           FROM (SELECT v.key, v.unit, v.embedding %s $1::%s(%s) AS distance
+                   FROM embedline.%I v ORDER BY 3 LIMIT $2) n
+           JOIN embeddings.%I t ON t.key = n.key AND t.unit = n.unit
+          ORDER BY n.distance, t.key, t.unit',
+        embedline.distance_operator(version.distance), version.storage, version.dims,
+        version.table_name, use_case) USING query, k;
+END
+$$;
+COMMENT ON FUNCTION embeddings.nearest(text, vector, int) IS
+    'The k vectors of a use case nearest to a query vector made by the same model, nearest first, '
+    'in the use case''s own distance (inner_product: negated), with prediction, score and label beside each';
+
+CREATE OR REPLACE FUNCTION embeddings.neighbors(
+    use_case text, key text, k int DEFAULT 10, unit int DEFAULT 0)
+RETURNS SETOF embeddings.neighbor
+LANGUAGE plpgsql STABLE STRICT
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    version embedline.model_version := embedline.active_version(neighbors.use_case);
+    query   vector;
+BEGIN
+    EXECUTE format('SELECT embedding::vector FROM embedline.%I v WHERE v.key = $1 AND v.unit = $2',
+                   version.table_name)
+       INTO query USING neighbors.key, neighbors.unit;
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'use case % has no vector for key %, unit %',
+            quote_literal(neighbors.use_case), quote_literal(neighbors.key), neighbors.unit
+            USING ERRCODE = 'no_data_found',
+                  HINT = format('embedline explain %s %s says why',
+                                neighbors.use_case, neighbors.key);
+    END IF;
+    RETURN QUERY
+        SELECT n.* FROM embeddings.nearest(neighbors.use_case, query, neighbors.k + 1) n
+         WHERE (n.key, n.unit) <> (neighbors.key, neighbors.unit)
+         LIMIT neighbors.k;
+END
+$$;
+COMMENT ON FUNCTION embeddings.neighbors(text, text, int, int) IS
+    'The k vectors nearest to one stored vector, itself left out, nearest first';

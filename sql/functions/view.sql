@@ -1,0 +1,59 @@
+-- (Re)creates embeddings.<use case> over the active model version. A change of
+-- dimension or type cannot be a CREATE OR REPLACE: then the view is dropped and made
+-- again in the same transaction, with the grants it had.
+CREATE OR REPLACE FUNCTION embedline.refresh_view(use_case_id int, from_source boolean)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    use_case embedline.use_case;
+    active   embedline.model_version;
+    grants   text[];
+    statement text;
+    query    text;
+BEGIN
+    SELECT * INTO STRICT use_case FROM embedline.use_case WHERE id = use_case_id;
+    SELECT * INTO STRICT active FROM embedline.model_version m
+        WHERE m.use_case = use_case_id AND m.state = 'active';
+    query := format(
+        'SELECT v.key, v.unit, v.span, r.data, r.link, r.tags, v.embedding,
+                p.prediction, p.score, l.label, r.event_time, r.environment,
+                %1$s AS model_version, v.embedded_at
+         FROM embedline.%2$I v
+         LEFT JOIN embedline.record r
+                ON r.use_case = %3$s AND r.key = v.key
+         LEFT JOIN embedline.prediction p
+                ON p.use_case = %3$s AND p.key = v.key AND p.unit = v.unit
+               AND p.model_version = %4$s
+         LEFT JOIN embedline.label l
+                ON l.use_case = %3$s AND l.key = v.key AND l.unit = v.unit',
+        active.version, active.table_name, use_case_id,
+        CASE WHEN from_source THEN 0 ELSE active.id END);
+    IF use_case.view_definition = query
+       AND to_regclass(format('embeddings.%I', use_case.name)) IS NOT NULL THEN
+        RETURN;
+    END IF;
+    BEGIN
+        EXECUTE format('CREATE OR REPLACE VIEW embeddings.%I AS %s', use_case.name, query);
+    EXCEPTION WHEN invalid_table_definition OR datatype_mismatch THEN
+        SELECT array_agg(format(
+                   'GRANT %s ON embeddings.%I TO %s', a.privilege_type, use_case.name,
+                   CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END))
+          INTO grants
+          FROM pg_class c, aclexplode(c.relacl) a
+         WHERE c.oid = format('embeddings.%I', use_case.name)::regclass
+           AND a.grantee <> c.relowner;
+        EXECUTE format('DROP VIEW embeddings.%I', use_case.name);
+        EXECUTE format('CREATE VIEW embeddings.%I AS %s', use_case.name, query);
+        FOREACH statement IN ARRAY coalesce(grants, '{}') LOOP
+            EXECUTE statement;
+        END LOOP;
+    END;
+    UPDATE embedline.use_case SET view_definition = query WHERE id = use_case_id;
+    EXECUTE format('COMMENT ON VIEW embeddings.%I IS %L', use_case.name, format(
+        'Use case %s: one row per vector of model version %s, with its record, prediction and label. '
+        'To search: ORDER BY embedding %s <vector> LIMIT k, or embeddings.nearest(%L, <vector>, k).',
+        use_case.name, active.version, embedline.distance_operator(active.distance), use_case.name));
+END
+$$;

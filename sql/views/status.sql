@@ -1,0 +1,52 @@
+-- Exact numbers, counted when asked: coverage, backlog, age and dead records of every
+-- use case, one row per live model version.
+CREATE OR REPLACE VIEW embedline.status AS
+SELECT
+    u.name AS use_case,
+    m.version AS model_version,
+    m.state,
+    l.wanted,
+    l.stored,
+    CASE WHEN l.wanted > 0 THEN l.stored::float8 / l.wanted ELSE 1 END AS coverage,
+    l.pending,
+    l.leased,
+    l.retrying,
+    l.dead,
+    l.skipped,
+    u.deletes_withheld,
+    now() - l.oldest_pending AS oldest_pending_age,
+    c.synced_at,
+    success.finished_at AS last_success,
+    latest.external_id AS last_run,
+    latest.kind AS last_run_kind,
+    latest.state AS last_run_state,
+    latest.error AS last_run_error
+FROM embedline.use_case u
+JOIN embedline.model_version m ON m.use_case = u.id AND m.state <> 'retired'
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE want_hash IS NOT NULL) AS wanted,
+        count(*) FILTER (WHERE want_hash = have_hash) AS stored,
+        count(*) FILTER (WHERE pending AND dead_at IS NULL) AS pending,
+        count(*) FILTER (WHERE pending AND lease_until > now()) AS leased,
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND attempts > 0) AS retrying,
+        count(*) FILTER (WHERE dead_at IS NOT NULL) AS dead,
+        count(*) FILTER (WHERE want_hash IS NULL) AS skipped,
+        min(queued_at) FILTER (WHERE pending AND dead_at IS NULL) AS oldest_pending
+    FROM embedline.ledger WHERE model_version = m.id
+) l
+LEFT JOIN embedline.source_cursor c ON c.use_case = u.id AND c.relation = 'records'
+LEFT JOIN LATERAL (
+    SELECT finished_at FROM embedline.run
+    WHERE use_case = u.id AND state = 'success' ORDER BY finished_at DESC LIMIT 1
+) success ON true
+LEFT JOIN LATERAL (
+    SELECT external_id, kind, state, error FROM embedline.run
+    WHERE use_case = u.id ORDER BY id DESC LIMIT 1
+) latest ON true;
+
+COMMENT ON VIEW embedline.status IS 'Coverage, backlog, oldest pending age and dead records of every use case';
+COMMENT ON COLUMN embedline.status.wanted IS 'records of the source that should have a vector';
+COMMENT ON COLUMN embedline.status.stored IS 'of these, the records whose vector is of their current input';
+COMMENT ON COLUMN embedline.status.skipped IS 'records without an input (null): nothing to embed';
+COMMENT ON COLUMN embedline.status.pending IS 'records waiting, those leased and those to be tried again included';
