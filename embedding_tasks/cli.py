@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -340,3 +341,30 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(map(_plain, value))
     return str(value)
+
+
+@app.command()
+def demo(
+    rows: Annotated[
+        str, typer.Option(envvar="DEMO_ROWS", help="how many tweets, or 'all'")
+    ] = "4000",
+) -> None:
+    """The main job on real tweets, through Airflow, against an embedded Postgres."""
+    from embedding_tasks.demo.tour import parse_rows, tour
+
+    tour(out, parse_rows(rows))
+
+
+@app.command()
+def airflow(
+    port: Annotated[int, typer.Option(help="of the Airflow UI")] = 8080,
+) -> None:
+    """Serve the Airflow UI with these DAGs until Ctrl-C."""
+    from embedding_tasks.local.airflow import USER, running
+
+    with ExitStack() as stack:
+        with out.status("starting Airflow"):
+            server = stack.enter_context(running(port))
+        out.print(f"Airflow: {server.url}  user {USER}  password {server.password}")
+        out.print(f"logs in {server.home}; Ctrl-C stops it", highlight=False)
+        signal.pause()

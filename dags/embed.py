@@ -1,0 +1,250 @@
+"""One DAG for every file in use_cases/: sync -> plan -> embed (mapped) -> publish.
+
+Wiring only: what the tasks do is in `embedding_tasks.run`. Between tasks pass counts,
+never text and never vectors. A file that is not valid breaks its own DAG, which says
+why in each of its runs, and no other.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import (
+    DAG,
+    Asset,
+    Connection,
+    CronDataIntervalTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    get_current_context,
+    get_parsing_context,
+    task,
+)
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
+
+from embedding_tasks import use_case
+from embedding_tasks.connections import from_airflow
+from embedding_tasks.errors import ConfigError, TerminalError
+from embedding_tasks.use_case import UseCase, Window
+
+if TYPE_CHECKING:
+    from embedding_tasks.run import Request
+
+# Old and fixed: a run whose date lies before it is marked a success without a single
+# task (apache/airflow#26865).
+START = datetime(2020, 1, 1, tzinfo=UTC)
+
+PARAMS = {
+    "since": Param(
+        None,
+        type=["null", "string"],
+        format="date-time",
+        title="Event time from",
+        description="With `until`: only enqueue records of this window. "
+        "Empty: everything that is new, changed or gone.",
+    ),
+    "until": Param(
+        None,
+        type=["null", "string"],
+        format="date-time",
+        title="Event time before",
+    ),
+    "reembed": Param(
+        False,
+        type="boolean",
+        title="Make the vectors anew, changed or not",
+    ),
+    "dry_run": Param(
+        False,
+        type="boolean",
+        title="Count what would be done, and do nothing",
+    ),
+    "allow_deletes": Param(
+        False,
+        type="boolean",
+        title="Let the delete guard pass, this once",
+    ),
+}
+
+TASKS: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=10),
+    "retry_policy": ExceptionRetryPolicy(
+        rules=[
+            RetryRule(
+                exception=TerminalError,
+                action=RetryAction.FAIL,
+                reason="trying again would give the same",
+            )
+        ]
+    ),
+}
+
+
+def build(path: Path) -> DAG:
+    try:
+        return _embed(use_case.load(path), path)
+    except ConfigError as error:
+        return _refused(path, str(error))
+
+
+def _embed(case: UseCase, path: Path) -> DAG:
+    asset = Asset(f"{case.name}_embeddings", uri=f"embedline://{case.name}/embeddings")
+    with DAG(
+        f"embed_{case.name}",
+        description=case.description or f"Embeddings of {case.name}",
+        doc_md=_doc(case, path),
+        schedule=_timetable(case.schedule),
+        start_date=START,
+        catchup=False,
+        max_active_runs=1,
+        params=PARAMS,
+        default_args=TASKS,
+        tags=["embedline"],
+    ) as dag:
+
+        @task
+        def sync() -> dict[str, int]:
+            """Enqueue what the source has and the store has not; delete what is gone"""
+            from embedding_tasks.run import sync_stage
+
+            return sync_stage(_request(path))
+
+        @task
+        def plan() -> list[int]:
+            """How many workers the queue is worth"""
+            from embedding_tasks.run import plan_stage
+
+            return list(range(plan_stage(_request(path))))
+
+        @task(
+            pool="gpu",
+            execution_timeout=timedelta(hours=12),
+            map_index_template="worker {{ task.op_kwargs['worker'] }}",
+        )
+        def embed(worker: int) -> dict[str, Any]:
+            """Lease, read, embed, write, until the queue is empty"""
+            from embedding_tasks.run import embed_stage
+
+            return embed_stage(_request(path), worker)
+
+        @task(outlets=[asset], trigger_rule="none_failed")
+        def publish() -> dict[str, Any]:
+            """Judge the run, and tell those who wait for its embeddings"""
+            from embedding_tasks.run import publish_stage
+
+            request = _request(path)
+            if request.dry_run:
+                raise AirflowSkipException("a dry run publishes nothing")
+            counts = publish_stage(request)
+            event = get_current_context()["outlet_events"][asset]
+            event.extra = {"run": request.external_id, **counts}
+            return counts
+
+        workers = plan()
+        sync() >> workers
+        embed.expand(worker=workers) >> publish()
+    return dag
+
+
+def _refused(path: Path, reason: str) -> DAG:
+    """Stands in for a use case whose file is not valid, so that it fails where people
+    look, while every other use case carries on."""
+    with DAG(
+        f"embed_{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)}",
+        description=f"{path.name} is not valid",
+        doc_md=f"**{path.name} is not valid**\n\n```\n{reason}\n```",
+        schedule=_timetable("@daily"),
+        start_date=START,
+        catchup=False,
+        max_active_runs=1,
+        tags=["embedline", "invalid"],
+    ) as dag:
+
+        @task
+        def refused() -> None:
+            raise ConfigError(reason)
+
+        refused()
+    return dag
+
+
+def _timetable(schedule: str | None) -> CronDataIntervalTimetable | None:
+    # A bare cron string gives runs an interval of no width since Airflow 3.
+    return CronDataIntervalTimetable(schedule, timezone="UTC") if schedule else None
+
+
+def _request(path: Path) -> Request:
+    """What this run was asked for: by its parameters, else, for a backfill, by its
+    data interval, else everything that is pending."""
+    from embedding_tasks.run import Request
+
+    context = get_current_context()
+    run, params = context["dag_run"], context["params"]
+    kind = getattr(run.run_type, "value", run.run_type)  # an enum, whose str says more
+    window = Window.parse(params["since"], params["until"])
+    if window is None and kind == "backfill":
+        window = Window.parse(run.data_interval_start, run.data_interval_end)
+    cleared = getattr(run, "clear_number", 0)
+    return Request(
+        use_case=use_case.load(path),
+        external_id=f"{run.run_id}~{cleared}" if cleared else run.run_id,
+        kind=kind if kind in ("scheduled", "backfill") else "manual",  # type: ignore[arg-type]
+        window=window,
+        reembed=params["reembed"],
+        allow_deletes=params["allow_deletes"],
+        dry_run=params["dry_run"],
+        resolve=_connection,
+    )
+
+
+def _connection(connection_id: str) -> str:
+    try:
+        found = Connection.get(connection_id)
+    except AirflowNotFoundException:
+        raise KeyError(connection_id) from None
+    return from_airflow(
+        {
+            "host": found.host,
+            "port": found.port,
+            "login": found.login,
+            "password": found.password,
+            "schema": found.schema,
+            "extra": found.extra,
+        }
+    )
+
+
+def _doc(case: UseCase, path: Path) -> str:
+    source = case.source.table or "a query"
+    return f"""{case.description}
+
+Keeps the embeddings of **{source}** in step, in `embeddings.{case.name}`.
+Model `{case.encoder.model}`, pooling `{case.pooling}`; described in `{path.name}`.
+
+| run | what it does |
+|---|---|
+| scheduled, or triggered without parameters | everything new, changed or gone |
+| triggered with `since` / `until` | the records of that window, at low priority |
+| backfill | the records of each interval, at low priority; asks for `event_time` |
+
+`reembed` makes vectors anew that are there already. Nothing is ever embedded twice for
+being asked for twice, and no run but a full one moves the mark it reads from.
+"""
+
+
+def _dags() -> dict[str, DAG]:
+    """Every DAG when the folder is parsed, and only its own in a task."""
+    wanted = get_parsing_context().dag_id
+    built = (build(p) for p in use_case.files())
+    return {d.dag_id: d for d in built if wanted in (None, d.dag_id)}
+
+
+globals().update(_dags())

@@ -1,0 +1,71 @@
+"""What the demo ends with: answers, and the SQL that gives them."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+from rich.console import Console
+from rich.markup import escape
+from rich.syntax import Syntax
+from rich.table import Table
+
+from embedding_tasks.connections import Connection
+
+QUESTIONS: list[tuple[str, LiteralString]] = [
+    (
+        "Coverage and backlog",
+        """\
+SELECT wanted, stored, round(coverage::numeric, 4) AS coverage, pending, dead, last_run
+FROM embedline.status WHERE use_case = 'tweets'""",
+    ),
+    (
+        "By day: records, labels so far, accuracy of the predictions",
+        """\
+SELECT event_time::date AS day, min(environment) AS environment,
+       count(*) AS records, count(label) AS labelled,
+       round(avg((prediction = label)::int), 3) AS accuracy
+FROM embeddings.tweets GROUP BY 1 ORDER BY 1""",
+    ),
+    (
+        "The surest wrong prediction, and its five nearest neighbours",
+        """\
+WITH wrong AS (SELECT key, prediction, score, label, data FROM embeddings.tweets
+               WHERE prediction <> label ORDER BY score DESC, key LIMIT 1)
+SELECT key, 0 AS distance, prediction, round(score::numeric, 3) AS score, label,
+       left(data, 50) AS text FROM wrong
+UNION ALL
+SELECT n.key, round(n.distance::numeric, 4), n.prediction,
+       round(n.score::numeric, 3), n.label, left(n.data, 50)
+FROM wrong, embeddings.neighbors('tweets', wrong.key, 5) n
+ORDER BY distance""",
+    ),
+    (
+        "Accuracy so far, beside what the model was trained on",
+        """\
+SELECT environment, count(*) AS records, count(label) AS labelled,
+       round(avg((prediction = label)::int), 3) AS accuracy
+FROM embeddings.tweets GROUP BY 1 ORDER BY 1""",
+    ),
+]
+
+NEXT = """
+What next
+  make airflow                      the Airflow UI with these DAGs, until Ctrl-C
+  make psql                         the store, in psql: \\d embeddings.tweets
+  .venv/bin/embedline search tweets "delayed flight" -k 5
+  .venv/bin/embedline status
+  a use case of your own: README.md, "A use case of your own in five minutes"
+"""
+
+
+def show(console: Console, store: Connection) -> None:
+    for title, question in QUESTIONS:
+        console.print(f"\n[bold]{title}[/bold]")
+        console.print(Syntax(question, "sql", background_color="default"))
+        cursor = store.execute(question)
+        described = cursor.description or []
+        table = Table(*(c.name for c in described), box=None, pad_edge=False)
+        for row in cursor:
+            table.add_row(*("" if v is None else escape(str(v)) for v in row))
+        console.print(table)
+    console.print(NEXT, highlight=False, markup=False)
