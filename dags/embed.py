@@ -207,19 +207,9 @@ def _request(path: Path) -> Request:
 
 def _connection(connection_id: str) -> str:
     try:
-        found = Connection.get(connection_id)
+        return from_airflow(Connection.get(connection_id).to_dict(validate=False))
     except AirflowNotFoundException:
         raise KeyError(connection_id) from None
-    return from_airflow(
-        {
-            "host": found.host,
-            "port": found.port,
-            "login": found.login,
-            "password": found.password,
-            "schema": found.schema,
-            "extra": found.extra,
-        }
-    )
 
 
 def _doc(case: UseCase, path: Path) -> str:

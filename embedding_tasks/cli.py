@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -348,11 +349,33 @@ def demo(
     rows: Annotated[
         str, typer.Option(envvar="DEMO_ROWS", help="how many tweets, or 'all'")
     ] = "4000",
+    reset: Annotated[
+        bool, typer.Option(help="remove everything the demo and Airflow made here")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """The main job on real tweets, through Airflow, against an embedded Postgres."""
     from embedding_tasks.demo.tour import parse_rows, tour
 
-    tour(out, parse_rows(rows))
+    if reset:
+        _reset(yes)
+    else:
+        tour(out, parse_rows(rows))
+
+
+def _reset(yes: bool) -> None:
+    """The whole home goes, so say first what is in it."""
+    home = settings.home()
+    if not home.exists():
+        out.print(f"{home} is not there: nothing to remove")
+        return
+    databases = postgres.databases() if postgres.exists() else []
+    out.print(f"this removes {home} with the databases {', '.join(databases)}")
+    if not (yes or typer.confirm("go on?")):
+        raise typer.Exit(1)
+    if postgres.exists():
+        postgres.stop()
+    shutil.rmtree(home)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from embedding_tasks import settings
+from embedding_tasks.errors import EmbedlineError
 
 SETTINGS = """
 # embedline
@@ -73,22 +74,45 @@ def hold(home: Path | None = None) -> Path:
         fcntl.flock(lock, fcntl.LOCK_SH)
         _held[folder] = lock
         _start(folder)
-        if len(_held) == 1:
-            atexit.register(release)
+        atexit.unregister(release)
+        atexit.register(release)
     return folder
 
 
-def release() -> None:
-    """Let go of every server this process holds; stop those nobody else uses."""
+def release() -> list[Path]:
+    """Let go of every server this process holds and stop those nobody else uses.
+    Returns the folders of those that somebody does."""
+    in_use = []
     while _held:
         folder, lock = _held.popitem()
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue
-            _server(folder).stop()
+                in_use.append(folder)
+            else:
+                _server(folder).stop()
     atexit.unregister(release)
+    return in_use
+
+
+def stop(home: Path | None = None) -> None:
+    """Raises `EmbedlineError` when another process is using the server."""
+    hold(home)
+    if in_use := release():
+        raise EmbedlineError(
+            f"the embedded Postgres in {in_use[0]} is in use; stop the demo, Airflow "
+            "or psql first"
+        )
+
+
+def databases(home: Path | None = None) -> list[str]:
+    with psycopg.connect(conninfo("postgres", home)) as connection:
+        rows = connection.execute(
+            "SELECT datname FROM pg_database"
+            " WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY 1"
+        )
+        return [name for (name,) in rows]
 
 
 @contextmanager

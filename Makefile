@@ -1,0 +1,50 @@
+# Every target installs what it needs into .venv, from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PORT ?= 8080
+export DEMO_ROWS ?= 4000
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format airflow psql clean clean-demo
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## make .venv with everything in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[airflow,demo,dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## the main job on real tweets, through Airflow (DEMO_ROWS=all for all)
+	@$(BIN)/embedline demo
+
+test: $(INSTALLED)  ## lint, types and tests
+	@$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+airflow: $(INSTALLED)  ## serve the Airflow UI with these DAGs until Ctrl-C (PORT=8080)
+	@$(BIN)/embedline airflow --port $(PORT)
+
+psql: $(INSTALLED)  ## open the store in psql
+	@$(BIN)/embedline psql
+
+clean-demo: $(INSTALLED)  ## remove .embedline: databases, models, Airflow's files (asks)
+	@$(BIN)/embedline demo --reset
+
+clean: clean-demo  ## remove the environment, too
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
