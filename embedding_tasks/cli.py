@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -55,9 +55,11 @@ def main() -> None:
     except EmbedlineError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped; what was finished is stored, the rest waits")
-        sys.exit(130)
+
+
+def _say(text: str) -> None:
+    """A sentence: never broken, so that it can be searched and copied."""
+    out.print(text, highlight=False, soft_wrap=True)
 
 
 @app.callback()
@@ -90,8 +92,8 @@ def init() -> None:
         applied = migrate.apply(store)
         connection.warn_of_old_pgvector(store)
     for name in applied:
-        out.print(f"applied sql/{name}")
-    out.print(f"the store ({describe(conninfo)}) is up to date")
+        _say(f"applied sql/{name}")
+    _say(f"the store ({describe(conninfo)}) is up to date")
 
 
 @app.command()
@@ -116,7 +118,7 @@ def check(
             for further in checks.use_case(loaded, with_model=model):
                 good &= _show(further)
     if not paths:
-        out.print(f"no use case in {settings.use_cases()}")
+        _say(f"no use case in {settings.use_cases()}")
     if not good:
         raise typer.Exit(1)
 
@@ -163,14 +165,19 @@ def run(
         dry_run=dry_run,
     )
     with _progress(f"embedding {name}") as progress:
-        counts = run_all(request, progress)
+        try:
+            counts = run_all(request, progress)
+        except KeyboardInterrupt:
+            err.print("stopped; what was finished is stored, the rest waits")
+            raise typer.Exit(130) from None
     head = "would do" if dry_run else "done"
     facts = ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in _told(counts).items())
-    out.print(f"{head}: {facts or 'nothing to do'}", highlight=False)
+    _say(f"{head}: {facts or 'nothing to do'}")
 
 
 def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in counts.items() if v and k not in ("seconds", "vectors")}
+    untold = ("seconds", "vectors", "pending")
+    return {k: v for k, v in counts.items() if v and k not in untold}
 
 
 @app.command()
@@ -188,17 +195,26 @@ def status(
         _print_json(rows)
         return
     if not rows:
-        out.print("nothing has run yet: embedline run NAME")
+        _say("nothing has run yet: embedline run NAME")
         return
     for row in rows:
-        row["coverage"] = f"{row['coverage']:.2%}"
-    columns = ("use_case", "model_version", "state", "wanted", "stored", "coverage")
-    more = ("pending", "leased", "retrying", "dead", "skipped", "oldest_pending_age")
-    _print_table(rows, (*columns, *more, "last_success", "last_run_state"))
-    for row in rows:
-        if row["last_run_error"]:
-            message = escape(row["last_run_error"])
-            out.print(f"{row['use_case']}: last run failed: {message}")
+        _print_status(row)
+
+
+def _print_status(row: dict[str, Any]) -> None:
+    head = f"{row['use_case']}, model version {row['model_version']} ({row['state']})"
+    _say(f"[bold]{head}[/bold]: {row['coverage']:.2%} covered")
+    counts = ("wanted", "stored", "pending", "leased", "retrying", "dead", "skipped")
+    _say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
+    if row["oldest_pending_age"]:
+        _say(f"  oldest pending since {row['oldest_pending_age']}")
+    if row["deletes_withheld"]:
+        _say(f"  [red]{row['deletes_withheld']} deletions withheld[/red]")
+    last = f"last run {row['last_run_kind'] or ''} {row['last_run_state'] or 'never'}"
+    success = _plain(row["last_success"]) or "never"
+    _say(f"  {last}; last success {success}")
+    if row["last_run_error"]:
+        _say(f"  [red]{escape(row['last_run_error'])}[/red]")
 
 
 @app.command()
@@ -238,10 +254,10 @@ def explain(name: Name, key: Key, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(facts)
         return
-    out.print(f"{name} {key}: [bold]{escape(facts.pop('verdict'))}[/bold]")
+    _say(f"{name} {key}: [bold]{escape(facts.pop('verdict'))}[/bold]")
     for fact, value in facts.items():
         if fact not in ("use_case", "key") and value not in (None, []):
-            out.print(f"  {fact}: {escape(_plain(value))}", highlight=False)
+            _say(f"  {fact}: {escape(_plain(value))}")
 
 
 @app.command()
@@ -258,7 +274,7 @@ def retry(
         raise typer.BadParameter("say which: --dead")
     with open_store() as store:
         version = versions.active(store, name)
-        out.print(f"{ledger.retry_dead(store, version)} records will be tried again")
+        _say(f"{ledger.retry_dead(store, version)} records will be tried again")
 
 
 @app.command()
@@ -274,7 +290,7 @@ def promote(name: Name) -> None:
             versions.use_case_id(store, name),
             prediction_from_source=from_source,
         )
-    out.print(f"{name}: version {version.version} serves now")
+    _say(f"{name}: version {version.version} serves now")
 
 
 @app.command(
@@ -367,10 +383,10 @@ def _reset(yes: bool) -> None:
     """The whole home goes, so say first what is in it."""
     home = settings.home()
     if not home.exists():
-        out.print(f"{home} is not there: nothing to remove")
+        _say(f"{home} is not there: nothing to remove")
         return
     databases = postgres.databases() if postgres.exists() else []
-    out.print(f"this removes {home} with the databases {', '.join(databases)}")
+    _say(f"this removes {home} with the databases {', '.join(databases)}")
     if not (yes or typer.confirm("go on?")):
         raise typer.Exit(1)
     if postgres.exists():
@@ -388,6 +404,8 @@ def airflow(
     with ExitStack() as stack:
         with out.status("starting Airflow"):
             server = stack.enter_context(running(port))
-        out.print(f"Airflow: {server.url}  user {USER}  password {server.password}")
-        out.print(f"logs in {server.home}; Ctrl-C stops it", highlight=False)
-        signal.pause()
+        _say(f"Airflow: {server.url}  user {USER}  password {server.password}")
+        _say(f"logs in {server.home}; Ctrl-C stops it")
+        with suppress(KeyboardInterrupt):  # the way it is meant to end
+            signal.pause()
+        _say("stopping Airflow")

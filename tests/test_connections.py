@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from embedding_tasks import connections
+from embedding_tasks.connections import Connection
+from embedding_tasks.errors import ConfigError, DatabaseAway
+from embedding_tasks.use_case import Source
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        (
+            "postgres://me:p%40ss@db.example:6543/app?sslmode=require&__extra__=x",
+            {
+                "user": "me",
+                "password": "p@ss",
+                "host": "db.example",
+                "port": "6543",
+                "dbname": "app",
+                "sslmode": "require",
+            },
+        ),
+        (
+            "postgres://me@%2Fvar%2Frun%2Fpostgresql/app",
+            {"user": "me", "host": "/var/run/postgresql", "dbname": "app"},
+        ),
+        (
+            '{"conn_type": "postgres", "host": "/a b", "login": "me", "schema": "app",'
+            ' "extra": {"sslmode": "disable", "iam": true}}',
+            {"user": "me", "host": "/a b", "dbname": "app", "sslmode": "disable"},
+        ),
+    ],
+)
+def test_airflows_forms_of_a_connection_are_understood(
+    value: str, parts: dict[str, str]
+) -> None:
+    assert conninfo_to_dict(connections.from_airflow(value)) == parts
+
+
+def test_a_connection_comes_from_the_environment_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_HOME", str(tmp_path))
+    saved = {"crm": {"host": "from-file"}, "erp": {"host": "from-file"}}
+    (tmp_path / "connections.json").write_text(json.dumps(saved))
+    monkeypatch.setenv("AIRFLOW_CONN_CRM", "postgres://from-environment/app")
+    assert "from-environment" in connections.lookup("crm")
+    assert "from-file" in connections.lookup("erp")
+
+
+def test_a_connection_nobody_knows_says_where_to_define_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_HOME", str(tmp_path))
+    source = Source(connection="crm", table="t", key="id", input="x")
+    with pytest.raises(ConfigError, match="AIRFLOW_CONN_CRM"):
+        connections.for_source(source)
+
+
+def test_a_dsn_takes_variables_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dsn = "host=db password=${SECRET}"
+    source = Source(dsn=dsn, table="t", key="id", input="x")
+    with pytest.raises(ConfigError, match="'SECRET' is not set"):
+        connections.for_source(source)
+    monkeypatch.setenv("SECRET", "s3")
+    assert connections.for_source(source) == "host=db password=s3"
+
+
+def test_a_server_that_is_away_is_transient(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseAway, match="cannot connect to the source database"):
+        connections.connect(f"host={tmp_path}", role="source")
+
+
+def test_a_database_that_does_not_exist_is_terminal(server: str) -> None:
+    conninfo = psycopg.conninfo.make_conninfo(server, dbname="no_such_database")
+    with pytest.raises(ConfigError, match="no_such_database"):
+        connections.connect(conninfo, role="store")
+
+
+def test_a_password_is_never_described() -> None:
+    described = connections.describe("host=db user=me password=hunter2 dbname=app")
+    assert described == "app at db"
+
+
+def test_a_lost_connection_is_blamed_on_its_side(
+    store: Connection, db: Connection
+) -> None:
+    pid = db.info.backend_pid
+    store.execute("SELECT pg_terminate_backend(%s)", [pid])
+    with (
+        pytest.raises(DatabaseAway, match="lost the source database"),
+        connections.blame(source=db, store=store),
+    ):
+        db.execute("SELECT pg_sleep(1)")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from embedding_tasks.connections import Connection, connect
+from embedding_tasks.errors import StoreError
+from embedding_tasks.store import migrate
+
+
+def test_a_second_init_changes_nothing(store: Connection) -> None:
+    before = store.execute("SELECT * FROM embedline.migration ORDER BY 1").fetchall()
+    assert migrate.apply(store) == []
+    after = store.execute("SELECT * FROM embedline.migration ORDER BY 1").fetchall()
+    assert before == after
+    migrate.require_current(store)
+
+
+def test_many_inits_at_once_apply_each_file_once(
+    make_database: Callable[..., str],
+) -> None:
+    dsn = make_database()
+
+    def init(_: int) -> list[str]:
+        with connect(dsn, role="store") as store:
+            return migrate.apply(store)
+
+    with ThreadPoolExecutor(6) as pool:
+        applied = [name for names in pool.map(init, range(6)) for name in names]
+    assert sorted(applied) == sorted(name for name, _ in migrate._files())
+
+
+def test_a_store_that_was_never_initialised_is_refused(
+    make_database: Callable[..., str],
+) -> None:
+    with (
+        connect(make_database(), role="store") as store,
+        pytest.raises(StoreError, match="embedline init"),
+    ):
+        migrate.require_current(store)
+
+
+def test_a_store_of_a_newer_version_is_refused(store: Connection) -> None:
+    store.execute(
+        "INSERT INTO embedline.migration VALUES ('migrations/9999_future.sql', 'x')"
+    )
+    with pytest.raises(StoreError, match="9999_future"):
+        migrate.apply(store)
+
+
+def test_an_edited_migration_is_refused_and_an_edited_view_applied(
+    store: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in ("migrations", "functions", "views"):
+        (tmp_path / room).mkdir()
+        for file in (migrate.FOLDER / room).glob("*.sql"):
+            (tmp_path / room / file.name).write_text(file.read_text())
+    monkeypatch.setattr(migrate, "FOLDER", tmp_path)
+    view = tmp_path / "views" / "status.sql"
+    view.write_text(view.read_text() + "\n-- a remark\n")
+    assert migrate.apply(store) == ["views/status.sql"]
+    migration = next((tmp_path / "migrations").glob("*.sql"))
+    migration.write_text(migration.read_text() + "\n-- a remark\n")
+    with pytest.raises(StoreError, match="was changed after it was applied"):
+        migrate.apply(store)
+
+
+def test_a_failed_init_leaves_nothing_behind(
+    make_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "0001_a.sql").write_text("CREATE TABLE embedline.a ();")
+    (tmp_path / "migrations" / "0002_b.sql").write_text("SELECT 1 / 0;")
+    monkeypatch.setattr(migrate, "FOLDER", tmp_path)
+    with connect(make_database(), role="store") as store:
+        with pytest.raises(Exception, match="division by zero"):
+            migrate.apply(store)
+        row = store.execute("SELECT to_regclass('embedline.a')").fetchone()
+        assert row == (None,)
+
+
+def test_pgvector_may_live_in_any_schema(make_database: Callable[..., str]) -> None:
+    with connect(make_database(), role="store") as store:
+        store.execute("CREATE SCHEMA extensions")
+        store.execute("CREATE EXTENSION vector SCHEMA extensions")
+        assert "migrations/0001_machine_room.sql" in migrate.apply(store)
+        store.execute("SET search_path = extensions")
+        with pytest.raises(Exception, match="no use case 'x' with vectors"):
+            store.execute("SELECT * FROM embeddings.nearest('x', '[1]')")

@@ -1,0 +1,418 @@
+"""However a store came to its end, by one run or many, killed or not, it is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from embedding_tasks import ledger, run, status
+from embedding_tasks.connections import Connection
+from embedding_tasks.encoders import Encoded
+from embedding_tasks.encoders.text import TextEncoder
+from embedding_tasks.errors import ThresholdError, TransientError
+from embedding_tasks.store import versions
+from embedding_tasks.use_case import Window
+from tests.fix_project import EndState, Project, end_state
+
+Write = Callable[..., None]
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def full_use_case(project: Project, db: Connection, write_messages: Write) -> Project:
+    """Predictions, labels, tags; 120 records, written in batches of 16."""
+    db.execute("CREATE TABLE verdicts (id bigint PRIMARY KEY, v text)")
+    project.use_case(
+        prediction="head",
+        label={"table": "verdicts", "key": "id", "label": "v"},
+        source={"tags": ["author"]},
+        batch={"claim": 16, "lease_seconds": 5},
+    )
+    write_messages(range(120))
+    db.execute("INSERT INTO verdicts SELECT id, 'v' FROM messages WHERE id % 3 = 0")
+    return project
+
+
+def once(project: Project, store: Connection) -> EndState:
+    """The end state of one full run into an empty store, which is emptied again."""
+    project.run()
+    state = end_state(store)
+    empty(store)
+    return state
+
+
+def empty(store: Connection) -> None:
+    store.execute(
+        "DROP VIEW embeddings.messages; DROP TABLE embedline.vector_messages_v1;"
+        "TRUNCATE embedline.use_case, embedline.model_version, embedline.run,"
+        " embedline.source_cursor, embedline.ledger, embedline.record,"
+        " embedline.prediction, embedline.label"
+    )
+
+
+def test_many_small_runs_end_as_one_full_run(
+    full_use_case: Project, db: Connection, store: Connection
+) -> None:
+    wanted = once(full_use_case, store)
+    db.execute("CREATE TABLE later AS SELECT * FROM messages ORDER BY id % 7, id")
+    db.execute("TRUNCATE messages")
+    embedded = 0
+    for part in range(6):
+        db.execute(
+            "INSERT INTO messages (id, body, author, sent_at)"
+            " SELECT id, CASE WHEN %s < 5 AND id %% 10 = 0 THEN 'draft' ELSE body END,"
+            "  author, sent_at FROM later WHERE id %% 6 = %s",
+            [part, part],
+        )
+        embedded += full_use_case.run()["embedded"]
+    db.execute(
+        "UPDATE messages m SET body = l.body FROM later l"
+        " WHERE m.id = l.id AND m.body = 'draft'"
+    )
+    counts = full_use_case.run()
+    assert embedded == 120
+    assert counts["embedded"] == counts["changed"] == 12
+    end_state(store).assert_same(wanted)
+
+
+def test_a_backfill_after_the_fact_ends_as_one_full_run(
+    full_use_case: Project, store: Connection
+) -> None:
+    wanted = once(full_use_case, store)
+    full_use_case.use_case(source={"start": BEGIN + timedelta(minutes=70)})
+    assert full_use_case.run()["embedded"] == 50
+    for since, until in ((40, 70), (0, 40)):
+        window = Window(
+            since=BEGIN + timedelta(minutes=since),
+            until=BEGIN + timedelta(minutes=until),
+        )
+        assert full_use_case.run(window=window)["embedded"] == until - since
+    end_state(store).assert_same(wanted)
+
+
+KILLED_RUN = [sys.executable, "-W", "ignore", "-m", "tests.killed_run"]
+DEATHS = [
+    # sync: before anything is applied, half applied, all but committed
+    ("embedding_tasks.source.position", 1, "after"),
+    ("embedding_tasks.staging._save_cursor", 1, "after"),
+    ("embedding_tasks.sync._enqueue", 1, "after"),
+    ("embedding_tasks.run._count", 1, "after"),
+    # plan
+    ("embedding_tasks.run.plan_stage", 1, "before"),
+    ("embedding_tasks.run.plan_stage", 1, "after"),
+    # embed: holding a lease, having computed, inside the write, between batches
+    ("embedding_tasks.ledger.claim", 1, "after"),
+    ("embedding_tasks.pipeline.isolate", 3, "after"),
+    ("embedding_tasks.store.write._fence", 2, "after"),
+    ("embedding_tasks.store.write._settle", 4, "after"),
+    ("embedding_tasks.pipeline.write", 5, "after"),
+    # publish
+    ("embedding_tasks.run._close", 1, "before"),
+    ("embedding_tasks.run._close", 1, "after"),
+]
+
+
+@pytest.mark.parametrize(("point", "number", "when"), DEATHS)
+def test_a_run_killed_at_any_point_and_run_again_ends_as_one_full_run(
+    full_use_case: Project, store: Connection, point: str, number: int, when: str
+) -> None:
+    wanted = once(full_use_case, store)
+    killed = subprocess.run(
+        [*KILLED_RUN, point, str(number), when],
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -9, killed.stderr
+    counts = full_use_case.run(external_id="killed")
+    end_state(store).assert_same(wanted)
+    assert counts["embedded"] == 120  # of the whole run, its earlier life included
+
+
+def test_another_run_takes_over_from_a_killed_one_when_its_lease_is_up(
+    full_use_case: Project, store: Connection
+) -> None:
+    wanted = once(full_use_case, store)
+    point = ["embedding_tasks.pipeline.isolate", "2", "after"]
+    subprocess.run([*KILLED_RUN, *point], capture_output=True)
+    assert status.of(store)[0]["leased"] == 16
+    assert full_use_case.run()["embedded"] == 104
+    end_state(store).assert_same(wanted)
+
+
+def test_a_run_embeds_exactly_what_changed_and_a_third_nothing(
+    full_use_case: Project, db: Connection, store: Connection
+) -> None:
+    full_use_case.run()
+    db.execute("UPDATE messages SET body = body || '!' WHERE id IN (17, 43)")
+    db.execute("UPDATE messages SET author = 'x' WHERE id IN (1, 2, 3)")
+    assert full_use_case.run()["embedded"] == 2
+    counts = full_use_case.run()
+    assert (counts["read"], counts["embedded"]) == (0, 0)
+
+
+def test_workers_share_one_queue_without_overlap(
+    full_use_case: Project, store: Connection
+) -> None:
+    wanted = once(full_use_case, store)
+    request = full_use_case.request()
+    run.sync_stage(request)
+    with ThreadPoolExecutor(3) as pool:
+        drained = list(pool.map(lambda n: run.embed_stage(request, n), range(3)))
+    assert sum(d["embedded"] for d in drained) == 120
+    assert sum(d["discarded"] for d in drained) == 0
+    run.publish_stage(request)
+    end_state(store).assert_same(wanted)
+
+
+ENCODE = TextEncoder.encode
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Texts with these words cannot be encoded."""
+
+    def poisoned(self: TextEncoder, inputs: Any) -> Encoded:
+        if any(word in text for text in inputs for word in words):
+            raise ValueError("cannot be encoded")
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", poisoned)
+
+
+def test_one_bad_record_costs_one_record(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, "number 17")
+    counts = full_use_case.run()
+    assert counts["embedded"] == 119
+    numbers = status.of(store)[0]
+    assert (numbers["stored"], numbers["dead"]) == (119, 1)
+    row = store.execute(
+        "SELECT key, error FROM embedline.ledger WHERE dead_at IS NOT NULL"
+    ).fetchone()
+    assert row == ("17", "ValueError: cannot be encoded")
+
+
+def test_a_record_whose_vector_is_not_finite_is_set_aside(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def broken(self: TextEncoder, inputs: Any) -> Encoded:
+        made = ENCODE(self, inputs)
+        for place, text in enumerate(inputs):
+            if text == "message number 17":
+                made.vectors[place, 3] = float("nan")
+            if text == "message number 18":
+                made.vectors[place] = 0
+        return made
+
+    monkeypatch.setattr(TextEncoder, "encode", broken)
+    full_use_case.use_case(thresholds={"undone_rows": 2})
+    assert full_use_case.run()["embedded"] == 118
+    rows = store.execute(
+        "SELECT key FROM embedline.ledger WHERE dead_at IS NOT NULL ORDER BY key"
+    ).fetchall()
+    assert rows == [("17",), ("18",)]
+
+
+def test_trouble_that_spares_no_record_is_charged_to_none(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, "message")
+    with pytest.raises(TransientError, match="two whole batches failed in a row"):
+        full_use_case.run()
+    row = store.execute(
+        "SELECT count(*) FILTER (WHERE attempts > 0 OR lease_token IS NOT NULL)"
+        " FROM embedline.ledger"
+    ).fetchone()
+    assert row == (0,)
+    monkeypatch.setattr(TextEncoder, "encode", ENCODE)
+    assert full_use_case.run()["embedded"] == 120
+
+
+def test_a_run_that_leaves_too_much_undone_fails(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, *(f"number {i}" for i in (17, 27, 37, 47)))
+    full_use_case.use_case(thresholds={"undone_rows": 3, "undone_share": 0.01})
+    with pytest.raises(ThresholdError, match=r"4 of 120 records .* 4 dead"):
+        full_use_case.run()
+    assert status.of(store)[0]["last_run_state"] == "failed"
+    full_use_case.use_case(thresholds={"undone_share": 0.05})
+    assert full_use_case.run()["stored"] == 116
+
+
+def test_a_record_that_moved_on_between_sync_and_embed_waits_for_the_next_sync(
+    full_use_case: Project, db: Connection, store: Connection
+) -> None:
+    request = full_use_case.request()
+    run.sync_stage(request)
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    db.execute("DELETE FROM messages WHERE id = 4")
+    assert run.embed_stage(request, 0)["deferred"] == 2
+    rows = store.execute("SELECT key, attempts FROM embedline.ledger WHERE pending")
+    assert sorted(rows.fetchall()) == [("3", 0), ("4", 0)]
+    counts = full_use_case.run()
+    assert (counts["embedded"], counts["deleted"]) == (1, 1)
+    assert status.of(store)[0]["pending"] == 0
+
+
+def test_ctrl_c_loses_nothing_and_gives_its_lease_back(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def interrupted(self: TextEncoder, inputs: Any) -> Encoded:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        full_use_case.run()
+    numbers = status.of(store)[0]
+    assert (numbers["stored"], numbers["leased"]) == (32, 0)
+    assert full_use_case.run()["embedded"] == 88
+
+
+def test_no_transaction_is_open_while_the_model_runs(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_ones: list[int] = []
+
+    def watched(self: TextEncoder, inputs: Any) -> Encoded:
+        row = store.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            " AND application_name LIKE 'embedline-%' AND xact_start IS NOT NULL"
+        ).fetchone()
+        assert row is not None
+        open_ones.append(row[0])
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", watched)
+    full_use_case.run()
+    assert set(open_ones) == {0}
+
+
+def test_a_run_with_nothing_to_embed_never_imports_torch(
+    full_use_case: Project,
+) -> None:
+    full_use_case.run()
+    code = (
+        "import sys; from embedding_tasks import run, use_case;"
+        "case = use_case.find('messages');"
+        "run.run(run.Request(use_case=case, external_id='x', kind='cli'));"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_new_fingerprint_builds_beside_the_serving_version_and_is_promoted(
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    make_model: Callable[..., Any],
+) -> None:
+    full_use_case.run()
+    other = make_model(hidden=48, seed=5)
+    full_use_case.use_case(encoder={"model": str(other)}, auto_promote=False)
+    request = full_use_case.request()
+    run.sync_stage(request)
+    row = store.execute(
+        "SELECT count(*), min(vector_dims(embedding)) FROM embeddings.messages"
+    ).fetchone()
+    assert row == (120, 32)  # the old one serves on
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    run.sync_stage(request)
+    assert run.embed_stage(request, 0)["embedded"] == 121  # the change goes to both
+    run.publish_stage(request)
+    states = [(n["model_version"], n["state"]) for n in status.of(store)]
+    assert states == [(1, "active"), (2, "ready")]
+    full_use_case.use_case(auto_promote=True)
+    full_use_case.run()
+    row = store.execute(
+        "SELECT count(*), min(vector_dims(embedding)), min(model_version),"
+        " count(prediction) FROM embeddings.messages"
+    ).fetchone()
+    assert row == (120, 48, 2, 120)
+    db.execute("DELETE FROM messages WHERE id = 5")
+    full_use_case.run()
+    row = store.execute(
+        "SELECT count(*) FROM embedline.vector_messages_v1 WHERE key = '5'"
+    ).fetchone()
+    assert row == (0,)  # gone from the retired version, too
+
+
+def test_a_model_replaced_in_place_builds_a_new_version_and_never_mixes(
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    make_model: Callable[..., Any],
+) -> None:
+    folder = make_model(seed=6)
+    full_use_case.use_case(encoder={"model": str(folder)})
+    full_use_case.run()
+    retrained = make_model(seed=7)
+    (folder / "model.safetensors").write_bytes(
+        (retrained / "model.safetensors").read_bytes()
+    )
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    full_use_case.run()
+    assert [n["model_version"] for n in status.of(store)] == [2]
+    wanted = project_with(full_use_case, retrained, store)
+    got = store.execute(
+        "SELECT key, embedding::real[] FROM embeddings.messages ORDER BY key"
+    ).fetchall()
+    for (_, left), (_, right) in zip(wanted, got, strict=True):
+        assert left == pytest.approx(right, abs=1e-5)
+
+
+def project_with(project: Project, model: Any, store: Connection) -> list[Any]:
+    project.use_case(encoder={"model": str(model)})
+    project.run()
+    return store.execute(
+        "SELECT key, embedding::real[] FROM embeddings.messages ORDER BY key"
+    ).fetchall()
+
+
+def test_progress_is_told_batch_by_batch(full_use_case: Project) -> None:
+    told: list[tuple[int, int]] = []
+    run.run(
+        full_use_case.request(),
+        lambda drained: told.append((drained.embedded, drained.pending)),
+    )
+    assert told == [(min(16 * n, 120), 120) for n in range(1, 9)]
+
+
+@pytest.mark.slow
+def test_a_slow_batch_keeps_its_lease(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def slow(self: TextEncoder, inputs: Any) -> Encoded:
+        time.sleep(7)
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", slow)
+    full_use_case.use_case(batch={"claim": 120, "lease_seconds": 5})
+    request = full_use_case.request()
+    run.sync_stage(request)
+    version = versions.active(store, "messages")
+    claimable = []
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(run.embed_stage, request, 0)
+        time.sleep(2)
+        while not working.done():
+            claimable.append(ledger.outstanding(store, version).claimable)
+            time.sleep(0.1)
+        assert working.result()["embedded"] == 120
+    assert len(claimable) > 20
+    assert set(claimable) == {0}
