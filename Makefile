@@ -17,7 +17,8 @@ install: $(INSTALLED)  ## make .venv with everything in it
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
+	$(BIN)/python -m pip install $$quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[airflow,demo,dev]'
 	@touch $@
 

@@ -7,6 +7,7 @@ why in each of its runs, and no other.
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 # Old and fixed: a run whose date lies before it is marked a success without a single
 # task (apache/airflow#26865).
 START = datetime(2020, 1, 1, tzinfo=UTC)
+
+# A worker with a GPU listens to a queue of its own (Celery); others ignore it.
+QUEUE = os.environ.get("EMBEDLINE_EMBED_QUEUE", "default")
 
 PARAMS = {
     "since": Param(
@@ -126,6 +130,7 @@ def _embed(case: UseCase, path: Path) -> DAG:
 
         @task(
             pool="gpu",
+            queue=QUEUE,
             execution_timeout=timedelta(hours=12),
             map_index_template="worker {{ task.op_kwargs['worker'] }}",
         )

@@ -67,5 +67,5 @@ def tweets() -> list[str]:
     """Two thousand real tweets, spread over the corpus."""
     from embedding_tasks.demo import source
 
-    texts = [text for text, _, _ in source.read_corpus()]
+    texts = source.read_corpus()["text"].tolist()
     return texts[:: len(texts) // 2000][:2000]

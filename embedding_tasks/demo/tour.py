@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 USE_CASE = "tweets"
 DAG = f"embed_{USE_CASE}"
+TASKS = 5  # sync, plan, embed (counted twice: it is most of the work), publish
 BACKFILL = (source.FIRST_DAY, source.FIRST_DAY + timedelta(days=1))
 
 
@@ -205,7 +206,9 @@ def _follow(stage: _Stage, run_id: str) -> None:
     path = f"/dags/{DAG}/dagRuns/{run_id}"
     with _bar(stage.console, f"  {run_id[:32]}") as advance:
         while (state := stage.airflow.get(path)["state"]) not in ("success", "failed"):
-            advance(_coverage(stage.store))
+            tasks = stage.airflow.get(f"{path}/taskInstances")["task_instances"]
+            done = sum(t["state"] in ("success", "skipped") for t in tasks)
+            advance(done / TASKS + _coverage(stage.store) / TASKS)
             time.sleep(0.5)
         advance(1.0)
     if state == "failed":
@@ -227,7 +230,8 @@ def _follow(stage: _Stage, run_id: str) -> None:
 
 def _coverage(store: Connection) -> float:
     row = store.execute(
-        "SELECT coverage FROM embedline.status WHERE use_case = %s", [USE_CASE]
+        "SELECT coverage FROM embedline.status WHERE use_case = %s AND wanted > 0",
+        [USE_CASE],
     ).fetchone()
     return float(row[0]) if row else 0.0
 
