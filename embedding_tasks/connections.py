@@ -62,6 +62,20 @@ def blame(**connections: Connection) -> Iterator[None]:
         raise DatabaseAway(f"{verb} {role} database: {_first_line(error)}") from error
 
 
+@contextmanager
+def usable(
+    connection: Connection, open_another: Callable[[], Connection]
+) -> Iterator[Connection]:
+    """This connection, or another in its place: an interrupt can leave one in the
+    middle of a command, where it can neither go on nor let its locks go."""
+    if connection.info.transaction_status == pq.TransactionStatus.IDLE:
+        yield connection
+        return
+    connection.close()
+    with open_another() as fresh:
+        yield fresh
+
+
 def for_source(source: Source, resolve: Resolve | None = None) -> str:
     """Raises `ConfigError` when the connection or a variable is not defined."""
     if source.dsn is not None:

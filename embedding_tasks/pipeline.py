@@ -11,16 +11,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+import psycopg
 from psycopg import sql
 
 from embedding_tasks import encoders, ledger, source
-from embedding_tasks.connections import Connection, blame
+from embedding_tasks.connections import Connection, blame, usable
 from embedding_tasks.encoders import Encoded, Encoder
-from embedding_tasks.errors import DeviceError, ModelError, TransientError
+from embedding_tasks.errors import (
+    DeviceError,
+    EmbedlineError,
+    ModelError,
+    TransientError,
+)
 from embedding_tasks.ledger import Lease
 from embedding_tasks.source import Input
 from embedding_tasks.store import copy
@@ -73,16 +79,32 @@ class Worker:
     def drain(self) -> Drained:
         """Raises `DatabaseAway`, `DeviceError`, `ModelError` or `SourceError`; no
         record is charged for those."""
-        with blame(store=self.store):
-            ledger.take_over(self.store, self.holder)
-            left = ledger.outstanding(self.store, self.version)
-            self.drained.pending = left.claimable + left.leased
-            began = time.monotonic()
-            while (lease := self._next_lease()) is not None:
-                self._work_off(lease)
-                self.drained.seconds = time.monotonic() - began
-                self.progress(self.drained)
+        try:
+            with blame(store=self.store):
+                self._drain()
+        except BaseException:
+            self._give_back()
+            raise
         return self.drained
+
+    def _drain(self) -> None:
+        ledger.take_over(self.store, self.holder)
+        left = ledger.outstanding(self.store, self.version)
+        self.drained.pending = left.claimable + left.leased
+        began = time.monotonic()
+        while (lease := self._next_lease()) is not None:
+            self._work_off(lease)
+            self.drained.seconds = time.monotonic() - began
+            self.progress(self.drained)
+
+    def _give_back(self) -> None:
+        """Whatever stops a worker, what it holds is free at once for others. Where
+        that cannot be said any more, it is free when the lease runs out."""
+        with (
+            suppress(EmbedlineError, psycopg.Error),
+            usable(self.store, self.open_store) as store,
+        ):
+            ledger.take_over(store, self.holder)
 
     def _next_lease(self) -> Lease | None:
         """None when nothing is left. What others hold is waited for: they finish it,
@@ -105,14 +127,11 @@ class Worker:
                 time.sleep(min(max(left.seconds, 0.1), 2.0))
 
     def _work_off(self, lease: Lease) -> None:
-        try:
-            with self._renewing(lease):
-                inputs = self._read(lease)
-                if inputs:
-                    self._embed(lease, inputs)
-        finally:
-            if not self.store.broken:
-                ledger.release(self.store, lease)
+        with self._renewing(lease):
+            inputs = self._read(lease)
+            if inputs:
+                self._embed(lease, inputs)
+        ledger.release(self.store, lease)
 
     def _read(self, lease: Lease) -> list[Input]:
         with (

@@ -9,16 +9,27 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import psycopg
 
 from embedding_tasks import ledger, status
-from embedding_tasks.connections import Connection, Resolve, blame, for_source
+from embedding_tasks.connections import (
+    Connection,
+    Resolve,
+    blame,
+    for_source,
+    usable,
+)
 from embedding_tasks.encoders import recipe
-from embedding_tasks.errors import ConfigError, ModelError, ThresholdError
+from embedding_tasks.errors import (
+    ConfigError,
+    EmbedlineError,
+    ModelError,
+    ThresholdError,
+)
 from embedding_tasks.pipeline import Drained, Progress, Worker
 from embedding_tasks.staging import Target
 from embedding_tasks.store import versions
@@ -235,15 +246,24 @@ def _recorded(store: Connection, request: Request) -> Iterator[int]:
         run_id = _open(store, request)
     try:
         yield run_id
-    except Exception as error:
-        if not store.broken:
-            message = str(error).strip().split("\n")[0][: ledger.ERROR_LENGTH]
-            store.execute(
-                "UPDATE embedline.run SET state = 'failed', error = %s,"
-                " finished_at = now() WHERE id = %s",
-                [f"{type(error).__name__}: {message}", run_id],
-            )
+    except BaseException as error:
+        _record_failure(store, request, run_id, error)
         raise
+
+
+def _record_failure(
+    store: Connection, request: Request, run_id: int, error: BaseException
+) -> None:
+    message = str(error).strip().split("\n")[0][: ledger.ERROR_LENGTH]
+    with (
+        suppress(EmbedlineError, psycopg.Error),  # the error itself matters more
+        usable(store, request.open_store) as connection,
+    ):
+        connection.execute(
+            "UPDATE embedline.run SET state = 'failed', error = %s,"
+            " finished_at = now() WHERE id = %s",
+            [f"{type(error).__name__}: {message}".removesuffix(": "), run_id],
+        )
 
 
 def _open(store: Connection, request: Request) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from embedding_tasks import ledger, run, status
+from embedding_tasks import ledger, pipeline, run, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders import Encoded
 from embedding_tasks.encoders.text import TextEncoder
@@ -281,6 +281,25 @@ def test_ctrl_c_loses_nothing_and_gives_its_lease_back(
     numbers = status.of(store)[0]
     assert (numbers["stored"], numbers["leased"]) == (32, 0)
     assert full_use_case.run()["embedded"] == 88
+
+
+def test_an_interrupt_in_the_middle_of_a_command_is_still_an_interrupt(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(worker_store: Connection, *args: Any) -> None:
+        with worker_store.transaction():
+            worker_store.execute("LOCK embedline.ledger IN SHARE ROW EXCLUSIVE MODE")
+            worker_store.pgconn.send_query(b"SELECT pg_sleep(0.1)")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            full_use_case.run()
+    numbers = status.of(store)[0]
+    assert (numbers["leased"], numbers["last_run_state"]) == (0, "failed")
+    assert numbers["last_run_error"] == "KeyboardInterrupt"
+    assert full_use_case.run()["embedded"] == 120
 
 
 def test_no_transaction_is_open_while_the_model_runs(
