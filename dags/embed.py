@@ -95,8 +95,9 @@ TASKS: dict[str, Any] = {
 def build(path: Path) -> DAG:
     try:
         return _embed(use_case.load(path), path)
-    except ConfigError as error:
-        return _refused(path, str(error))
+    except Exception as error:  # whatever it is, it is this file's alone
+        reason = str(error) if isinstance(error, ConfigError) else repr(error)
+        return _refused(path, reason)
 
 
 def _embed(case: UseCase, path: Path) -> DAG:

@@ -130,7 +130,7 @@ def _model(use_case: UseCase, made: Recipe) -> str:
         device=use_case.encoder.device,
         batch_tokens=use_case.batch.tokens,
     )
-    vectors = encoder.encode(["one, two, three"]).vectors
+    vectors = encoder.probe().vectors
     return f"loads and gives {vectors.shape[1]} dimensions"
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -273,8 +274,9 @@ def retry(
     if not dead:
         raise typer.BadParameter("say which: --dead")
     with open_store() as store:
-        version = versions.active(store, name)
-        _say(f"{ledger.retry_dead(store, version)} records will be tried again")
+        live = versions.live(store, versions.use_case_id(store, name))
+        revived = sum(ledger.retry_dead(store, version) for version in live)
+    _say(f"{revived} records will be tried again")
 
 
 @app.command()
@@ -302,8 +304,17 @@ def psql(context: typer.Context) -> None:
 
     with connection.open_store():
         pass
-    program = str(postgres.binary("psql"))
-    done = subprocess.run([program, "-d", connection.conninfo(), *context.args])
+    parts = conninfo_to_dict(connection.conninfo())
+    # not among the arguments, which every user of the machine can list
+    password = {"PGPASSWORD": str(parts.pop("password"))} if "password" in parts else {}
+    done = subprocess.run(
+        [
+            str(postgres.binary("psql")),
+            f"--dbname={make_conninfo('', **parts)}",
+            *context.args,
+        ],
+        env={**os.environ, **password},
+    )
     raise typer.Exit(done.returncode)
 
 

@@ -55,11 +55,18 @@ def blame(**connections: Connection) -> Iterator[None]:
     was (`store=…`, `source=…`); errors of a statement itself pass."""
     try:
         yield
+    except psycopg.errors.ProgramLimitExceeded:
+        raise  # the statement's own, though psycopg calls it operational
     except psycopg.OperationalError as error:
         lost = [role for role, c in connections.items() if c.broken or c.closed]
-        role = lost[0] if lost else next(iter(connections))
+        failed = [role for role, c in connections.items() if _has_failed(c)]
+        role = next(iter([*lost, *failed, *connections]))
         verb = "lost the" if lost else "trouble in the"
         raise DatabaseAway(f"{verb} {role} database: {_first_line(error)}") from error
+
+
+def _has_failed(connection: Connection) -> bool:
+    return connection.info.transaction_status == pq.TransactionStatus.INERROR
 
 
 @contextmanager
@@ -127,11 +134,17 @@ def describe(conninfo: str) -> str:
 
 def _parts(uri: str) -> dict[str, Any]:
     split = urlsplit(uri)
-    host = re.sub(r"^.*@", "", split.netloc)
-    host, _, port = host.partition(":")
+    place = re.fullmatch(
+        r"(?P<host>\[[^]]*\]|[^:]*)(:(?P<port>\d*))?", split.netloc.rpartition("@")[2]
+    )
+    if place is None:
+        raise ConfigError(
+            "a connection's URI names no single host and port; give several hosts by "
+            "the JSON form"
+        )
     return {
-        "host": unquote(host),
-        "port": port,
+        "host": unquote(place["host"].strip("[]")),
+        "port": place["port"],
         "login": unquote(split.username or ""),
         "password": unquote(split.password or ""),
         "schema": unquote(split.path.lstrip("/")),
@@ -144,7 +157,13 @@ def _variable(connection_id: str) -> str:
 
 
 def _expand(dsn: str) -> str:
-    def value(match: re.Match[str]) -> str:
+    """Variables go into the parsed values: whatever they hold, they are one value."""
+    parts = {k: _filled_in(str(v)) for k, v in conninfo_to_dict(dsn).items()}
+    return make_conninfo("", **parts)
+
+
+def _filled_in(value: str) -> str:
+    def variable(match: re.Match[str]) -> str:
         try:
             return os.environ[match[1]]
         except KeyError:
@@ -152,7 +171,7 @@ def _expand(dsn: str) -> str:
                 f"source.dsn: environment variable {match[1]!r} is not set"
             ) from None
 
-    return re.sub(r"\$\{(\w+)\}", value, dsn)
+    return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
 def _refused(error: psycopg.OperationalError) -> type[EmbedlineError]:

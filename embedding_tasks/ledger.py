@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from psycopg import sql
 
@@ -49,11 +49,15 @@ class Outstanding:
 
 
 def claim(
-    store: Connection, version: ModelVersion, holder: str, limit: int, seconds: int
+    store: Connection,
+    version: ModelVersion,
+    holder: str,
+    limit: int,
+    seconds: int,
+    token: UUID,
 ) -> Lease:
-    """Lease up to `limit` records, scheduled ones before backfills, oldest first. An
-    empty lease means there is nothing to do now."""
-    token = uuid4()
+    """Lease up to `limit` records under a fresh `token`, scheduled ones before
+    backfills, oldest first. An empty lease means there is nothing to do now."""
     rows = store.execute(
         "WITH next AS MATERIALIZED ("
         "  SELECT model_version, key FROM embedline.ledger"
@@ -85,20 +89,21 @@ def renew(store: Connection, lease: Lease) -> None:
     )
 
 
-def release(store: Connection, lease: Lease) -> None:
+def release(store: Connection, token: UUID) -> None:
     """Give back what was not written, at once and without charge."""
-    _update_held(store, _LET_GO, {"token": lease.token})
+    _update_held(store, _LET_GO, {"token": token})
 
 
-def take_over(store: Connection, holder: str) -> int:
+def take_over(store: Connection, version: ModelVersion, holder: str) -> int:
     """Free what an earlier life of this same holder held: a task that is tried again
     need not wait for its own lease. Should the earlier one still be alive, the fence
     keeps it from writing."""
     return _update_held(
         store,
         _LET_GO,
-        {"holder": holder},
-        which="lease_token IS NOT NULL AND lease_holder = %(holder)s",
+        {"version": version.id, "holder": holder},
+        which="lease_token IS NOT NULL AND lease_holder = %(holder)s"
+        " AND model_version = %(version)s",
     )
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from uuid import UUID, uuid4
 
 import numpy as np
 import psycopg
@@ -36,8 +37,6 @@ from embedding_tasks.use_case import UseCase
 
 log = logging.getLogger(__name__)
 
-# A batch this small that fails as a whole may just be that many bad records.
-SMALLEST_WHOLE_BATCH = 8
 # Records the source has moved on from wait for the next sync, or for this long.
 DEFER_SECONDS = 60.0
 
@@ -73,6 +72,7 @@ class Worker:
     holder: str
     progress: Progress = lambda drained: None
     drained: Drained = field(default_factory=Drained)
+    _token: UUID = field(default_factory=uuid4)
     _encoder: Encoder | None = None
     _whole_failures: int = 0
 
@@ -88,7 +88,7 @@ class Worker:
         return self.drained
 
     def _drain(self) -> None:
-        ledger.take_over(self.store, self.holder)
+        ledger.take_over(self.store, self.version, self.holder)
         left = ledger.outstanding(self.store, self.version)
         self.drained.pending = left.claimable + left.leased
         began = time.monotonic()
@@ -104,43 +104,54 @@ class Worker:
             suppress(EmbedlineError, psycopg.Error),
             usable(self.store, self.open_store) as store,
         ):
-            ledger.take_over(store, self.holder)
+            ledger.release(store, self._token)
 
     def _next_lease(self) -> Lease | None:
         """None when nothing is left. What others hold is waited for: they finish it,
         or lose it when their lease runs out."""
         batch = self.use_case.batch
         while True:
+            self._token = uuid4()
             lease = ledger.claim(
-                self.store, self.version, self.holder, batch.claim, batch.lease_seconds
+                self.store,
+                self.version,
+                self.holder,
+                batch.claim,
+                batch.lease_seconds,
+                self._token,
             )
             if lease.hashes:
                 return lease
             left = ledger.outstanding(self.store, self.version)
             if not left.claimable and not left.leased:
                 return None
-            if not left.claimable:
-                log.info(
-                    "waiting use_case=%s leased_elsewhere=%d seconds=%.0f",
-                    *(self.use_case.name, left.leased, left.seconds),
-                )
-                time.sleep(min(max(left.seconds, 0.1), 2.0))
+            # leased by other workers, or locked by a sync that is about to commit
+            log.info(
+                "waiting use_case=%s leased_elsewhere=%d seconds=%.0f",
+                *(self.use_case.name, left.leased, left.seconds),
+            )
+            time.sleep(min(max(left.seconds, 0.1), 2.0))
 
     def _work_off(self, lease: Lease) -> None:
         with self._renewing(lease):
             inputs = self._read(lease)
             if inputs:
                 self._embed(lease, inputs)
-        ledger.release(self.store, lease)
+        ledger.release(self.store, lease.token)
 
     def _read(self, lease: Lease) -> list[Input]:
         with (
             source.snapshot(self.source_conninfo) as connection,
             blame(source=connection),
         ):
-            records = source.records(connection, self.use_case)
-            found = source.read_inputs(connection, records, sorted(lease.hashes))
-        current = [i for k, i in found.items() if i.hash == lease.hashes[k]]
+            inputs = source.inputs(
+                connection, self.use_case, self.version.spec["input"]
+            )
+            found = source.read_inputs(connection, inputs, sorted(lease.hashes))
+        # a key may come back in other words: 1.0 is found by 1
+        current = [
+            i for key, i in found.items() if i.hash == lease.hashes.get(key, b"")
+        ]
         if len(current) < len(lease.hashes):
             moved = lease.hashes.keys() - {i.key for i in current}
             put_off = ledger.defer(self.store, lease, sorted(moved), DEFER_SECONDS)
@@ -149,11 +160,11 @@ class Worker:
         return current
 
     def _embed(self, lease: Lease, inputs: list[Input]) -> None:
-        texts = [self.use_case.text(i.parts) for i in inputs]
+        texts = [self.version.text(i.parts) for i in inputs]
         encoded, errors = isolate(self._loaded(), texts)
         errors |= _unfit(encoded, self.version)
-        if len(errors) == len(inputs) >= SMALLEST_WHOLE_BATCH:
-            self._whole_batch_failed(next(iter(errors.values())))
+        if len(errors) == len(inputs) and (trouble := self._trouble()):
+            self._whole_batch_failed(trouble)
             return
         self._whole_failures = 0
         good = [p for p in range(len(inputs)) if p not in errors]
@@ -179,8 +190,17 @@ class Worker:
             *(self.use_case.name, len(errors), key, message),
         )
 
+    def _trouble(self) -> str | None:
+        """Where nothing could be encoded: does the encoder still work at all? Then
+        these records are to blame, however many they are."""
+        try:
+            probe = self._loaded().probe()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return next(iter(_unfit(probe, self.version).values()), None)
+
     def _whole_batch_failed(self, message: str) -> None:
-        """Trouble that spares no record is nobody's fault in particular."""
+        """Trouble that spares nothing is no record's fault."""
         self._whole_failures += 1
         log.error(
             "whole batch failed use_case=%s error=%s", self.use_case.name, message

@@ -28,6 +28,7 @@ from embedding_tasks.errors import (
     ConfigError,
     EmbedlineError,
     ModelError,
+    SourceError,
     ThresholdError,
 )
 from embedding_tasks.pipeline import Drained, Progress, Worker
@@ -73,7 +74,7 @@ def sync_stage(request: Request) -> dict[str, int]:
     """What the source has that the store has not is enqueued; what it no longer has
     leaves the store. Returns the counts of `Synced`."""
     use_case = request.use_case
-    with request.open_store() as store, _recorded(store, request) as run_id:
+    with request.open_store() as store, _recorded(store, request, "sync") as run_id:
         conninfo = for_source(use_case.source, request.resolve)
         made = recipe.of(use_case)
         synced = Synced()
@@ -128,7 +129,8 @@ def embed_stage(
     """Drains the queue of every live model version, the serving one first. Returns
     the counts of `Drained`."""
     total = Drained()
-    with request.open_store() as store, _recorded(store, request) as run_id:
+    stage = f"embed/{worker}"
+    with request.open_store() as store, _recorded(store, request, stage) as run_id:
         conninfo = for_source(request.use_case.source, request.resolve)
         live = _live(store, request)
         for version in live:
@@ -154,17 +156,18 @@ def publish_stage(request: Request) -> dict[str, Any]:
     `ThresholdError` when more is left undone than the use case allows."""
     with (
         request.open_store() as store,
-        _recorded(store, request) as run_id,
+        _recorded(store, request, "publish") as run_id,
         blame(store=store),
     ):
         use_case_id = versions.use_case_id(store, request.use_case.name)
-        _finish_versions(store, request, use_case_id)
-        numbers = status.of(store, request.use_case.name)
-        serving = next(n for n in numbers if n["state"] == "active")
-        _judge(request.use_case, serving)
+        _finish_version(store, request, use_case_id, run_id)
+        serving = versions.live(store, use_case_id)[0]
+        _judge(request.use_case, serving, _left(store, serving, run_id))
+        _judge_withheld(store, request.use_case)
         counts = _close(store, run_id)
+        numbers = status.of(store, request.use_case.name)[0]
     log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
-    return {**counts, "wanted": serving["wanted"], "stored": serving["stored"]}
+    return {**counts, "wanted": numbers["wanted"], "stored": numbers["stored"]}
 
 
 def run(request: Request, progress: Progress = lambda drained: None) -> dict[str, Any]:
@@ -177,11 +180,12 @@ def run(request: Request, progress: Progress = lambda drained: None) -> dict[str
 
 
 def _drain(worker: Worker, live: list[ModelVersion]) -> None:
-    """When the files behind a serving version are gone, and the version that follows
-    it is being built, what the old one lacks can only wait for the switch."""
+    """When a serving version can no longer be followed (its model's files or a column
+    it is made of are gone), and the version after it is being built, what the old one
+    lacks can only wait for the switch."""
     try:
         worker.drain()
-    except ModelError as error:
+    except (ModelError, SourceError) as error:
         if not worker.version.serves or len(live) == 1:
             raise
         log.warning(
@@ -189,19 +193,19 @@ def _drain(worker: Worker, live: list[ModelVersion]) -> None:
         )
 
 
-def _finish_versions(store: Connection, request: Request, use_case_id: int) -> None:
-    for version in versions.live(store, use_case_id):
-        if version.serves:
-            continue
-        left = ledger.outstanding(store, version)
-        numbers = next(
-            n
-            for n in status.of(store, request.use_case.name)
-            if n["model_version"] == version.version
-        )
-        if numbers["pending"] or left.leased:
-            continue
-        versions.mark_ready(store, version)
+def _finish_version(
+    store: Connection, request: Request, use_case_id: int, run_id: int
+) -> None:
+    """A version that is complete is ready, and serves if the use case says so. Raises
+    `ThresholdError` where it would be complete but for too many dead records."""
+    with store.transaction():
+        versions.lock(store, use_case_id)  # no sync adds to it meanwhile
+        candidates = [v for v in versions.live(store, use_case_id) if not v.serves]
+        if not candidates or versions.pending(store, candidates[0]):
+            return
+        left = _left(store, candidates[0], run_id)
+        _judge(request.use_case, candidates[0], left)
+        versions.mark_ready(store, candidates[0])
         if request.use_case.auto_promote:
             versions.promote(
                 store,
@@ -210,21 +214,57 @@ def _finish_versions(store: Connection, request: Request, use_case_id: int) -> N
             )
 
 
-def _judge(use_case: UseCase, numbers: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Left:
+    """What of a model version a run should have done and has not, in records."""
+
+    wanted: int
+    pending: int
+    dead: int
+
+
+def _left(store: Connection, version: ModelVersion, run_id: int) -> _Left:
+    """What was queued after this run's sync is another run's to do, and what was put
+    off, because the source had moved on, is the next one's."""
+    row = store.execute(
+        "SELECT count(*) FILTER (WHERE want_hash IS NOT NULL),"
+        "  count(*) FILTER (WHERE pending AND dead_at IS NULL"
+        "    AND queued_at <= coalesce(r.synced_at, now())"
+        "    AND (attempts > 0 OR next_attempt_at <= now())),"
+        "  count(dead_at)"
+        " FROM embedline.ledger, embedline.run r"
+        " WHERE model_version = %s AND r.id = %s",
+        [version.id, run_id],
+    ).fetchone()
+    assert row is not None
+    return _Left(*row)
+
+
+def _judge(use_case: UseCase, version: ModelVersion, left: _Left) -> None:
     allowed = use_case.thresholds
-    undone = numbers["pending"] + numbers["dead"]
-    share = undone / max(1, numbers["wanted"])
+    undone = left.pending + left.dead
+    share = undone / max(1, left.wanted)
     if undone > allowed.undone_rows and share > allowed.undone_share:
         raise ThresholdError(
-            f"{use_case.name}: {undone} of {numbers['wanted']} records are not stored "
-            f"({numbers['pending']} pending, {numbers['dead']} dead), more than "
+            f"{use_case.name}: {undone} of {left.wanted} records are not stored "
+            f"({left.pending} pending, {left.dead} dead) in model version "
+            f"{version.version} ({version.state}), more than "
             f"thresholds.undone_rows={allowed.undone_rows} and "
             f"undone_share={allowed.undone_share}; "
             f"`embedline status {use_case.name}` says why"
         )
-    if numbers["deletes_withheld"]:
+
+
+def _judge_withheld(store: Connection, use_case: UseCase) -> None:
+    row = store.execute(
+        "SELECT deletes_withheld, labels_withheld FROM embedline.use_case"
+        " WHERE name = %s",
+        [use_case.name],
+    ).fetchone()
+    assert row is not None
+    if any(row):
         raise ThresholdError(
-            f"{use_case.name}: {numbers['deletes_withheld']} stored records are gone "
+            f"{use_case.name}: {row[0]} stored records and {row[1]} labels are gone "
             "from the source, more than source.delete_guard lets go unasked; "
             "if that is right, run once with allow_deletes"
         )
@@ -236,23 +276,23 @@ def _live(store: Connection, request: Request) -> list[ModelVersion]:
 
 
 @contextmanager
-def _recorded(store: Connection, request: Request) -> Iterator[int]:
+def _recorded(store: Connection, request: Request, stage: str) -> Iterator[int]:
     """The run's row in the store, which also remembers how a stage failed. A dry run
     leaves none."""
     if request.dry_run:
         yield 0
         return
     with blame(store=store):
-        run_id = _open(store, request)
+        run_id = _open(store, request, stage)
     try:
         yield run_id
     except BaseException as error:
-        _record_failure(store, request, run_id, error)
+        _record_failure(store, request, run_id, stage, error)
         raise
 
 
 def _record_failure(
-    store: Connection, request: Request, run_id: int, error: BaseException
+    store: Connection, request: Request, run_id: int, stage: str, error: BaseException
 ) -> None:
     message = str(error).strip().split("\n")[0][: ledger.ERROR_LENGTH]
     with (
@@ -260,40 +300,54 @@ def _record_failure(
         usable(store, request.open_store) as connection,
     ):
         connection.execute(
-            "UPDATE embedline.run SET state = 'failed', error = %s,"
+            "UPDATE embedline.run SET state = 'failed', failed_stage = %s, error = %s,"
             " finished_at = now() WHERE id = %s",
-            [f"{type(error).__name__}: {message}".removesuffix(": "), run_id],
+            [stage, f"{type(error).__name__}: {message}".removesuffix(": "), run_id],
         )
 
 
-def _open(store: Connection, request: Request) -> int:
+def _open(store: Connection, request: Request, stage: str) -> int:
+    """A failure is forgotten when its own stage is tried again, not when another
+    stage of the same run begins."""
     window = request.window
-    with store.transaction():
-        use_case_id = versions.open_use_case(store, request.use_case.name)
-        row = store.execute(
-            "INSERT INTO embedline.run AS r"
-            " (use_case, external_id, kind, since, until, reembed)"
-            " VALUES (%s, %s, %s, %s, %s, %s)"
-            " ON CONFLICT (use_case, external_id) DO UPDATE SET state = 'running',"
-            "  error = NULL, finished_at = NULL RETURNING id",
-            [
-                use_case_id,
-                request.external_id,
-                request.kind,
-                window.since if window else None,
-                window.until if window else None,
-                request.reembed,
-            ],
-        ).fetchone()
+    row = store.execute(
+        "INSERT INTO embedline.run AS r"
+        " (use_case, external_id, kind, since, until, reembed)"
+        " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(since)s, %(until)s,"
+        "  %(reembed)s)"
+        " ON CONFLICT (use_case, external_id) DO UPDATE SET state = 'running',"
+        "  failed_stage = NULL, error = NULL, finished_at = NULL"
+        " WHERE %(stage)s IN ('sync', coalesce(r.failed_stage, %(stage)s))"
+        " RETURNING id",
+        {
+            "use_case": versions.register(store, request.use_case.name),
+            "external_id": request.external_id,
+            "kind": request.kind,
+            "since": window.since if window else None,
+            "until": window.until if window else None,
+            "reembed": request.reembed,
+            "stage": stage,
+        },
+    ).fetchone()
+    return int(row[0]) if row else _run_id(store, request)
+
+
+def _run_id(store: Connection, request: Request) -> int:
+    row = store.execute(
+        "SELECT r.id FROM embedline.run r JOIN embedline.use_case u"
+        " ON u.id = r.use_case WHERE u.name = %s AND r.external_id = %s",
+        [request.use_case.name, request.external_id],
+    ).fetchone()
     assert row is not None
     return int(row[0])
 
 
 def _count(store: Connection, run_id: int, synced: Synced) -> None:
     store.execute(
-        "UPDATE embedline.run SET read = read + %(read)s, new = new + %(new)s,"
-        " changed = changed + %(changed)s, deleted = deleted + %(deleted)s,"
-        " labels = labels + %(labels)s, null_keys = %(null_keys)s WHERE id = %(id)s",
+        "UPDATE embedline.run SET synced_at = now(), read = read + %(read)s,"
+        " new = new + %(new)s, changed = changed + %(changed)s,"
+        " deleted = deleted + %(deleted)s, labels = labels + %(labels)s,"
+        " unusable_keys = %(unusable_keys)s WHERE id = %(id)s",
         {**asdict(synced), "id": run_id},
     )
 
@@ -303,7 +357,7 @@ def _close(store: Connection, run_id: int) -> dict[str, Any]:
         row = cursor.execute(
             "UPDATE embedline.run SET state = 'success', error = NULL,"
             " finished_at = now() WHERE id = %s RETURNING read, new, changed, deleted,"
-            " labels, null_keys, embedded, vectors, truncated, deferred, discarded,"
+            " labels, unusable_keys, embedded, vectors, truncated, deferred, discarded,"
             " failed",
             [run_id],
         ).fetchone()

@@ -26,7 +26,8 @@ from psycopg import pq, sql
 from psycopg.rows import dict_row
 
 from embedding_tasks.connections import Connection, connect
-from embedding_tasks.errors import SourceError, valid_choices
+from embedding_tasks.errors import SourceError
+from embedding_tasks.relation import NUMBERS, TIMES, Relation, of_query, of_table
 from embedding_tasks.use_case import Column, LabelTable, PredictionColumn, UseCase
 
 # Keys and inputs are compared as text, so their text form must not depend on the
@@ -39,53 +40,22 @@ SET LOCAL bytea_output = 'hex';
 SET LOCAL extra_float_digits = 1;
 """
 
-_TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
-_NUMBERS = ("smallint", "integer", "bigint", "real", "double precision", "numeric")
-
 
 @dataclass(frozen=True)
 class Position:
-    """Where a snapshot of the source stands."""
+    """Where a snapshot of the source stands. `server` is the cluster's identifier and
+    when it was started: a copy put back from a backup has the same identifier, and
+    its transaction ids may have caught up with the horizon already."""
 
-    system_identifier: int | None
+    server: str
     horizon: int
 
 
 @dataclass(frozen=True)
-class Relation:
-    """A table, view or query of the source, as it is now."""
-
-    name: str
-    from_: sql.Composable
-    columns: Mapping[str, str]
-    has_row_versions: bool
-    unique_keys: frozenset[frozenset[str]]
-    identity: object
-
-    def column(self, name: str, field_name: str) -> sql.Composable:
-        if name not in self.columns:
-            raise SourceError(
-                f"{field_name}: no column {valid_choices(name, list(self.columns))} "
-                f"(in {self.name})"
-            )
-        return sql.Identifier(name)
-
-    def typed(
-        self, name: str, field_name: str, valid: tuple[str, ...]
-    ) -> sql.Composable:
-        column = self.column(name, field_name)
-        base = self.columns[name].split("(")[0]
-        if not any(base.startswith(v.split(" ")[0]) for v in valid):
-            raise SourceError(
-                f"{field_name}: column {name!r} is of type {self.columns[name]!r}; "
-                f"valid: {', '.join(valid)}"
-            )
-        return column
-
-
-@dataclass(frozen=True)
 class Extract:
-    """What a sync takes from one relation: a key and fields for each row."""
+    """What is taken from one relation: a key and fields for each row. `inputs` are
+    the columns a model sees; `followed` says, for each live model version, whether
+    the relation still has the columns its vectors are made of."""
 
     relation: Relation
     strategy: Literal["snapshot", "scan"]
@@ -96,6 +66,7 @@ class Extract:
     event_time: sql.Composable | None = None
     start: datetime | None = None
     inputs: tuple[sql.Composable, ...] = ()
+    followed: tuple[bool, ...] = ()
     definition: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -208,6 +179,12 @@ def position(connection: Connection) -> Position:
         "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
     ).fetchone()
     assert row is not None
+    return Position(_server(connection), row[0])
+
+
+def _server(connection: Connection) -> str:
+    row = connection.execute("SELECT pg_postmaster_start_time()::text").fetchone()
+    assert row is not None
     try:
         with connection.transaction():
             system = connection.execute(
@@ -215,31 +192,40 @@ def position(connection: Connection) -> Position:
             ).fetchone()
     except psycopg.errors.InsufficientPrivilege:
         system = None
-    return Position(system[0] if system else None, row[0])
+    return f"{system[0] if system else 'unknown'} since {row[0]}"
 
 
 def records(
-    connection: Connection, use_case: UseCase, *, with_data: bool = False
+    connection: Connection,
+    use_case: UseCase,
+    *,
+    inputs: Sequence[Sequence[str]] = (),
+    with_data: bool = False,
 ) -> Extract:
-    """`with_data` adds the text kept beside the vectors, which a sync needs only when
+    """Everything a sync takes of a record. `inputs` are the columns that each live
+    model version's vectors are made of, and the field `hashes` has one hash for each;
+    `with_data` adds the text kept beside the vectors, which a sync needs only when
     the use case now keeps another part of it. Raises `SourceError` naming the field,
     the column and those there are."""
     source = use_case.source
-    relation = (
-        _table(connection, source.table, "source.table")
-        if source.table is not None
-        else _query(connection, source.query or "")
-    )
-    inputs = tuple(
-        sql.SQL("{}::text").format(relation.column(name, "source.input"))
-        for name in source.input
-    )
-    fields = {"hash": _hash(inputs), **_record_fields(relation, use_case)}
+    relation = _relation(connection, use_case)
+    own = _inputs(relation, source.input)
+    followed = tuple({*columns} <= relation.columns.keys() for columns in inputs)
+    hashes = [
+        _hash(_inputs(relation, columns)) if known else sql.SQL("NULL::bytea")
+        for columns, known in zip(inputs, followed, strict=True)
+    ]
+    fields = {
+        "hashes": sql.SQL("ARRAY[{}]").format(
+            sql.SQL(", ").join(hashes or [_hash(own)])
+        ),
+        **_record_fields(relation, use_case),
+    }
     if with_data:
-        fields["data"] = _data(inputs, use_case)
+        fields["data"] = _data(own, use_case)
     event_time = None
     if source.event_time is not None:
-        event_time = relation.typed(source.event_time, "source.event_time", _TIMES)
+        event_time = relation.typed(source.event_time, "source.event_time", TIMES)
     return Extract(
         relation=relation,
         strategy=_strategy(relation, source.strategy),
@@ -249,46 +235,78 @@ def records(
         where=_where(source.where),
         event_time=event_time,
         start=source.start,
-        inputs=inputs,
-        definition={
-            "relation": relation.identity,
-            "data": kept_data(use_case),
-            "source": source.model_dump(
-                mode="json",
-                include={
-                    *("table", "query", "key", "input", "where", "event_time"),
-                    *("environment", "link", "tags", "start"),
-                },
-            ),
-            "label": use_case.label.column
-            if isinstance(use_case.label, Column)
-            else None,
-            "prediction": use_case.prediction.model_dump()
-            if isinstance(use_case.prediction, PredictionColumn)
-            else None,
-        },
+        followed=followed,
+        definition=_definition(relation, use_case),
+    )
+
+
+def inputs(
+    connection: Connection, use_case: UseCase, columns: Sequence[str]
+) -> Extract:
+    """What a worker takes of a record: the columns that its model version's vectors
+    are made of, which need not be those the use case names by now."""
+    relation = _relation(connection, use_case)
+    parts = _inputs(relation, columns)
+    return Extract(
+        relation=relation,
+        strategy="scan",
+        key_columns=use_case.source.key,
+        key=_key(relation, use_case.source.key, "source.key"),
+        fields={"hash": _hash(parts)},
+        where=_where(use_case.source.where),
+        inputs=parts,
     )
 
 
 def labels(connection: Connection, label: LabelTable) -> Extract:
-    relation = _table(connection, label.table, "label.table")
-    fields = {"label": _text(relation.column(label.label, "label.label"))}
+    relation = of_table(connection, label.table, "label.table")
+    column = relation.column(label.label, "label.label")
+    fields = {"label": _text(column)}
     if label.time is not None:
-        fields["labeled_at"] = sql.SQL("{}::timestamptz").format(
-            relation.typed(label.time, "label.time", _TIMES)
-        )
+        fields["labeled_at"] = _moment(relation, label.time, "label.time")
     return Extract(
         relation=relation,
         strategy=_strategy(relation, "auto"),
         key_columns=label.key,
         key=_key(relation, label.key, "label.key"),
         fields=fields,
-        where=sql.SQL("true"),
+        where=sql.SQL("{} IS NOT NULL").format(column),
         definition={
             "relation": relation.identity,
             "label": label.model_dump(mode="json"),
         },
     )
+
+
+def _relation(connection: Connection, use_case: UseCase) -> Relation:
+    source = use_case.source
+    if source.table is not None:
+        return of_table(connection, source.table, "source.table")
+    return of_query(connection, source.query or "")
+
+
+def _inputs(relation: Relation, columns: Sequence[str]) -> tuple[sql.Composable, ...]:
+    return tuple(_text(relation.column(name, "source.input")) for name in columns)
+
+
+def _definition(relation: Relation, use_case: UseCase) -> dict[str, Any]:
+    """Whatever of it changes, every row has to be read again."""
+    label, prediction = use_case.label, use_case.prediction
+    return {
+        "relation": relation.identity,
+        "data": kept_data(use_case),
+        "source": use_case.source.model_dump(
+            mode="json",
+            include={
+                *("table", "query", "key", "input", "where", "event_time"),
+                *("environment", "link", "tags", "start"),
+            },
+        ),
+        "label": label.column if isinstance(label, Column) else type(label).__name__,
+        "prediction": prediction.model_dump()
+        if isinstance(prediction, PredictionColumn)
+        else None,
+    }
 
 
 def kept_data(use_case: UseCase) -> list[Any]:
@@ -315,22 +333,28 @@ def read_inputs(
 def describe_record(
     connection: Connection, extract: Extract, key: str
 ) -> dict[str, Any] | None:
-    """Every field a sync would take of one record, for `embedline explain`."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        names = ["key", *extract.fields]
-        select = sql.SQL("SELECT * FROM ({}) AS r ({})").format(
-            extract.of_keys([key]), sql.SQL(", ").join(map(sql.Identifier, names))
-        )
-        return cursor.execute(select).fetchone()
+    """Every field a sync would take of one record, for `embedline explain`. None also
+    where the key is no value of the key columns' types."""
+    try:
+        of_key = extract.of_keys([key])
+    except (ValueError, TypeError):  # of a composite key: no JSON, or of another length
+        return None
+    select = sql.SQL("SELECT * FROM ({}) AS r ({})").format(
+        of_key,
+        sql.SQL(", ").join(map(sql.Identifier, ["key", *extract.fields])),
+    )
+    try:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(select).fetchone()
+    except psycopg.DataError:
+        return None
 
 
 def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Composable]:
     source = use_case.source
     fields: dict[str, sql.Composable] = {}
     if source.event_time is not None:
-        fields["event_time"] = sql.SQL("{}::timestamptz").format(
-            relation.typed(source.event_time, "source.event_time", _TIMES)
-        )
+        fields["event_time"] = _moment(relation, source.event_time, "source.event_time")
     fields["environment"] = (
         _text(relation.column(source.environment.column, "source.environment.column"))
         if isinstance(source.environment, Column)
@@ -342,7 +366,7 @@ def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Compo
         pairs = [
             part
             for name in source.tags
-            for part in (sql.Literal(name), relation.column(name, "source.tags"))
+            for part in (sql.Literal(name), _tag(relation, name))
         ]
         fields["tags"] = sql.SQL("jsonb_build_object({})").format(
             sql.SQL(", ").join(pairs)
@@ -354,10 +378,31 @@ def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Compo
             relation.column(use_case.prediction.column, "prediction.column")
         )
         if use_case.prediction.score is not None:
-            fields["score"] = sql.SQL("{}::float8").format(
-                relation.typed(use_case.prediction.score, "prediction.score", _NUMBERS)
-            )
+            fields["score"] = _score(relation, use_case.prediction.score)
     return fields
+
+
+# One value that cannot be taken as it is must not stop the reading of all others.
+def _moment(relation: Relation, name: str, field_name: str) -> sql.Composable:
+    """Null where Python has no such moment: infinity, or beyond the year 9999."""
+    return sql.SQL(
+        "CASE WHEN {0} BETWEEN '0001-01-02' AND '9999-12-30' THEN {0}::timestamptz END"
+    ).format(relation.typed(name, field_name, TIMES))
+
+
+def _score(relation: Relation, name: str) -> sql.Composable:
+    """Null where it is not finite, or a numeric too large for float8."""
+    return sql.SQL("CASE WHEN abs({0}) <= 1e308 THEN {0}::float8 END").format(
+        relation.typed(name, "prediction.score", NUMBERS)
+    )
+
+
+def _tag(relation: Relation, name: str) -> sql.Composable:
+    """A json column may hold the escape of NUL, which jsonb refuses."""
+    column = relation.column(name, "source.tags")
+    if relation.columns[name] != "json":
+        return column
+    return sql.SQL("replace({}::text, '\\u0000', '')::jsonb").format(column)
 
 
 def _text(column: sql.Composable) -> sql.Composable:
@@ -368,6 +413,12 @@ def _key(
     relation: Relation, columns: tuple[str, ...], field_name: str
 ) -> sql.Composable:
     parts = [_text(relation.column(name, field_name)) for name in columns]
+    arrays = [name for name in columns if relation.columns[name].endswith("[]")]
+    if arrays:
+        raise SourceError(
+            f"{field_name}: column {arrays[0]!r} is of type "
+            f"{relation.columns[arrays[0]]!r}; valid: columns of a scalar type"
+        )
     if len(parts) == 1:
         return parts[0]
     return sql.SQL("CASE WHEN num_nulls({0}) = 0 THEN to_jsonb(ARRAY[{0}])::text END")\
@@ -414,91 +465,3 @@ def _strategy(relation: Relation, asked: str) -> Literal["snapshot", "scan"]:
             "so 'snapshot' cannot read it; valid: 'scan', 'auto'"
         )
     return "snapshot" if asked != "scan" and relation.has_row_versions else "scan"
-
-
-def _table(connection: Connection, table: str, field_name: str) -> Relation:
-    identifier = sql.Identifier(*table.split(".", 1))
-    row = connection.execute(
-        "SELECT c.oid, c.relkind FROM pg_class c WHERE c.oid = to_regclass(%s)",
-        [identifier.as_string(connection)],
-    ).fetchone()
-    if row is None:
-        raise SourceError(
-            f"{field_name}: no table {table!r} in the source database "
-            f"{connection.info.dbname!r}; write it as schema.table, in exact case"
-        )
-    oid, kind = row
-    columns = connection.execute(
-        "SELECT attname, format_type(atttypid, atttypmod), attnum FROM pg_attribute"
-        " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-        [oid],
-    ).fetchall()
-    return Relation(
-        name=table,
-        from_=identifier,
-        columns={name: type_ for name, type_, _ in columns},
-        has_row_versions=kind in ("r", "p"),
-        unique_keys=_unique_keys(connection, oid),
-        # A column made anew, a swapped table or an attached partition brings rows
-        # older than the horizon: then the definition differs and all are read again.
-        identity={
-            "oids": _members(connection, oid),
-            "columns": [list(column) for column in columns],
-        },
-    )
-
-
-def _query(connection: Connection, query: str) -> Relation:
-    from_ = sql.SQL("({}\n) AS source").format(_trusted(query))
-    try:
-        with connection.transaction():
-            cursor = connection.execute(
-                sql.SQL("SELECT * FROM {} LIMIT 0").format(from_)
-            )
-    except psycopg.OperationalError:
-        raise
-    except psycopg.Error as error:
-        message = str(error).strip().split("\n")[0]
-        raise SourceError(f"source.query: {message}") from error
-    described = cursor.description or []
-    names = connection.execute(
-        "SELECT array_agg(format_type(t.oid, NULL) ORDER BY n)"
-        " FROM unnest(%s::oid[]) WITH ORDINALITY AS t (oid, n)",
-        [[column.type_code for column in described]],
-    ).fetchone()
-    assert names is not None
-    columns = dict(zip((c.name for c in described), names[0] or [], strict=True))
-    return Relation(
-        name="source.query",
-        from_=from_,
-        columns=columns,
-        has_row_versions=False,
-        unique_keys=frozenset(),
-        identity={"query": query, "columns": [list(c) for c in columns.items()]},
-    )
-
-
-def _members(connection: Connection, oid: int) -> list[int]:
-    """A table and all its partitions or children, and its database."""
-    rows = connection.execute(
-        "WITH RECURSIVE member (oid) AS ("
-        "  SELECT %s::oid"
-        "  UNION SELECT i.inhrelid FROM pg_inherits i JOIN member m"
-        "    ON i.inhparent = m.oid"
-        ") SELECT oid::bigint FROM member UNION"
-        " SELECT oid::bigint FROM pg_database WHERE datname = current_database()"
-        " ORDER BY 1",
-        [oid],
-    )
-    return [row[0] for row in rows]
-
-
-def _unique_keys(connection: Connection, oid: int) -> frozenset[frozenset[str]]:
-    rows = connection.execute(
-        "SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a"
-        "    ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)"
-        " WHERE i.indrelid = %s AND i.indisunique AND i.indpred IS NULL"
-        "   AND i.indexprs IS NULL AND i.indisvalid GROUP BY i.indexrelid",
-        [oid],
-    )
-    return frozenset(frozenset(row[0]) for row in rows)

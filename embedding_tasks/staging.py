@@ -30,11 +30,14 @@ log = logging.getLogger(__name__)
 
 # Keys fetched at a time when the source shows keys the ledger has never seen.
 KEYS_PER_READ = 10_000
+# A btree takes 2,704 bytes a row, of which other columns need some.
+KEY_BYTES = 2_000
 
 _TABLES: dict[str, LiteralString] = {
     "incoming": """
-        key text COLLATE "C", hash bytea, event_time timestamptz, environment text,
-        link text, tags jsonb, label text, prediction text, score float8, data text""",
+        key text COLLATE "C", hashes bytea[], event_time timestamptz,
+        environment text, link text, tags jsonb, label text, prediction text,
+        score float8, data text""",
     "seen": 'key text COLLATE "C", early boolean NOT NULL',
     "incoming_label": 'key text COLLATE "C", label text, labeled_at timestamptz',
     "seen_label": 'key text COLLATE "C", early boolean NOT NULL',
@@ -73,7 +76,7 @@ class Staged:
     """`full`: every row is in `incoming`, not only those that may have changed."""
 
     full: bool
-    null_keys: int
+    unusable_keys: int
 
 
 def stage_records(
@@ -84,11 +87,13 @@ def stage_records(
         _copy(
             target, connection, records, "incoming", records.of_window(**dict(window))
         )
-        null_keys = _check_keys(target, records, "incoming")
-        return Staged(full=False, null_keys=null_keys)
+        unusable_keys = _check_keys(target, records, "incoming")
+        return Staged(full=False, unusable_keys=unusable_keys)
     full = _stage(target, connection, records, "records", known=_unknown_records)
     _forget_early(target, records)
-    return Staged(full=full, null_keys=_check_keys(target, records, "incoming", "seen"))
+    return Staged(
+        full=full, unusable_keys=_check_keys(target, records, "incoming", "seen")
+    )
 
 
 def stage_labels(target: Target, connection: Connection, labels: Extract) -> None:
@@ -133,7 +138,7 @@ def _stage(
 @dataclass(frozen=True)
 class _Cursor:
     definition: Any
-    system_identifier: int | None
+    server: str
     horizon: int
 
 
@@ -147,8 +152,8 @@ def _why_full(
         return "all: first sync"
     if cursor.definition != extract.definition:
         return "all: the relation or the use case has changed"
-    if cursor.system_identifier != position.system_identifier:
-        return "all: the source is another server, or restored"
+    if cursor.server != position.server:
+        return "all: the source is another server, or was restarted"
     if not 0 <= position.horizon - cursor.horizon < 2**31:
         return "all: the horizon went backwards or too far"
     return None
@@ -194,18 +199,22 @@ def _copy(
 
 
 def _check_keys(target: Target, extract: Extract, *tables: str) -> int:
-    """Returns how many rows have no key; they are left out. Raises `SourceError` on
-    keys that occur twice: they name no single record. The last table has every key."""
-    null_keys = 0
+    """Returns how many rows have no key, or one too long to be kept; they are left
+    out. Raises `SourceError` on keys that occur twice: they name no single record. The
+    last table has every key."""
+    unusable_keys = 0
     for name in tables:
         table = sql.Identifier(name)
-        null_keys = target.execute(
-            sql.SQL("DELETE FROM {} WHERE key IS NULL").format(table)
+        unusable_keys = target.execute(
+            sql.SQL(
+                "DELETE FROM {} WHERE key IS NULL OR octet_length(key) > %(most)s"
+            ).format(table),
+            most=KEY_BYTES,
         )
         target.execute(sql.SQL("ANALYZE {}").format(table))
     if not extract.key_is_unique:
         _refuse_duplicates(target, extract, sql.Identifier(tables[-1]))
-    return null_keys
+    return unusable_keys
 
 
 def _refuse_duplicates(target: Target, extract: Extract, table: sql.Identifier) -> None:
@@ -238,20 +247,22 @@ def _forget_early(target: Target, records: Extract) -> None:
 
 def _unknown_records(target: Target) -> list[str]:
     rows = target.rows(
-        "SELECT key FROM seen s WHERE key IS NOT NULL AND NOT early"
+        "SELECT key FROM seen s WHERE octet_length(key) <= %(most)s AND NOT early"
         " AND NOT EXISTS (SELECT FROM embedline.ledger l"
         "   WHERE l.model_version = %(first)s AND l.key = s.key)"
-        " AND NOT EXISTS (SELECT FROM incoming i WHERE i.key = s.key)"
+        " AND NOT EXISTS (SELECT FROM incoming i WHERE i.key = s.key)",
+        most=KEY_BYTES,
     )
     return [key for (key,) in rows]
 
 
 def _unknown_labels(target: Target) -> list[str]:
     rows = target.rows(
-        "SELECT key FROM seen_label s WHERE key IS NOT NULL"
+        "SELECT key FROM seen_label s WHERE octet_length(key) <= %(most)s"
         " AND NOT EXISTS (SELECT FROM embedline.label l"
         "   WHERE l.use_case = %(use_case)s AND l.key = s.key AND l.unit = 0)"
-        " AND NOT EXISTS (SELECT FROM incoming_label i WHERE i.key = s.key)"
+        " AND NOT EXISTS (SELECT FROM incoming_label i WHERE i.key = s.key)",
+        most=KEY_BYTES,
     )
     return [key for (key,) in rows]
 
@@ -264,7 +275,7 @@ def kept_data(target: Target) -> Any:
 
 def _cursor(target: Target, relation: str) -> _Cursor | None:
     rows = target.rows(
-        "SELECT definition, system_identifier, horizon::text::bigint"
+        "SELECT definition, server, horizon::text::bigint"
         " FROM embedline.source_cursor"
         " WHERE use_case = %(use_case)s AND relation = %(relation)s",
         relation=relation,
@@ -277,16 +288,16 @@ def _save_cursor(
 ) -> None:
     target.execute(
         "INSERT INTO embedline.source_cursor AS c"
-        " (use_case, relation, definition, system_identifier, horizon)"
-        " VALUES (%(use_case)s, %(relation)s, %(definition)s, %(system)s,"
+        " (use_case, relation, definition, server, horizon)"
+        " VALUES (%(use_case)s, %(relation)s, %(definition)s, %(server)s,"
         "  %(horizon)s::text::xid8)"
         " ON CONFLICT (use_case, relation) DO UPDATE SET"
         "  definition = EXCLUDED.definition, horizon = EXCLUDED.horizon,"
-        "  system_identifier = EXCLUDED.system_identifier, synced_at = now(),"
+        "  server = EXCLUDED.server, synced_at = now(),"
         "  full_at = CASE WHEN %(full)s THEN now() ELSE c.full_at END",
         relation=relation,
         definition=Jsonb(extract.definition),
-        system=position.system_identifier,
+        server=position.server,
         horizon=position.horizon,
         full=full,
     )

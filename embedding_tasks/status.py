@@ -29,14 +29,14 @@ def explain(
     store: Connection, use_case: UseCase, key: str, resolve: Resolve | None = None
 ) -> dict[str, Any]:
     """Everything known of one record, source first. `verdict` says it in a sentence."""
+    use_case_id = versions.use_case_id(store, use_case.name)
+    serving = versions.active(store, use_case.name)
     with (
         source.snapshot(for_source(use_case.source, resolve)) as connection,
         blame(source=connection),
     ):
-        extract = source.records(connection, use_case)
+        extract = source.records(connection, use_case, inputs=[serving.spec["input"]])
         found = source.describe_record(connection, extract, key)
-    use_case_id = versions.use_case_id(store, use_case.name)
-    serving = versions.active(store, use_case.name)
     known = _ledger(store, serving.id, key)
     vectors = store.execute(
         sql.SQL(
@@ -70,7 +70,7 @@ def _verdict(found: Any, known: Any, start: Any) -> str:
         return "in the source, and not yet seen by a sync"
     if known["dead_at"]:
         return f"dead after {known['attempts']} attempts: {known['error']}"
-    if found["hash"] != known["want_hash"]:
+    if found["hashes"] != [known["want_hash"]]:
         return "changed since the last sync; the next one sees it"
     if known["want_hash"] is None:
         return "its input is null: nothing to embed"

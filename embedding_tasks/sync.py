@@ -10,7 +10,10 @@ of their own, which see what a worker has written meanwhile.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 
 from psycopg import sql
 
@@ -20,6 +23,7 @@ from embedding_tasks.staging import Target
 from embedding_tasks.store import versions
 from embedding_tasks.use_case import (
     Column,
+    DeleteGuard,
     LabelTable,
     PredictionColumn,
     UseCase,
@@ -41,7 +45,8 @@ class Synced:
     deleted: int = 0
     withheld: int = 0
     labels: int = 0
-    null_keys: int = 0
+    labels_withheld: int = 0
+    unusable_keys: int = 0
 
 
 def sync(
@@ -67,22 +72,37 @@ def sync(
     ):
         kept = staging.kept_data(target)
         refresh = kept not in (None, source.kept_data(use_case))
-        records = source.records(connection, use_case, with_data=refresh)
+        records = source.records(
+            connection,
+            use_case,
+            inputs=[version.spec["input"] for version in target.versions],
+            with_data=refresh,
+        )
         staged = staging.stage_records(target, connection, records, window)
-        new, changed = _compare(target, reembed=reembed and window is not None)
+        again = reembed and window is not None
+        new, changed = _compare(target, records.followed, reembed=again)
         withheld = _find_vanished(target, use_case, window, allow_deletes)
         _lock(target)
         _enqueue(target, BACKFILL if window else SCHEDULED, reembed)
         if reembed and window is None:
             _enqueue_all_again(target)
         _drop_emptied(target)
-        _write_records(target, refresh)
-        labels = _write_column_facts(target, use_case, staged.full)
+        _write_records(target)
+        if refresh:
+            _refresh_data(target, list(use_case.source.input))
+        labels = _write_column_facts(target, use_case, staged.full and not withheld)
         deleted = _delete_vanished(target, use_case)
+        labels_withheld = 0
         if isinstance(use_case.label, LabelTable) and window is None:
             extract = source.labels(connection, use_case.label)
             staging.stage_labels(target, connection, extract)
-            labels += _write_labels(target) + _withdraw_labels(target, "seen_label")
+            labels += _write_labels(target)
+            withdrawn, labels_withheld = _withdraw_guarded(
+                target, use_case.source.delete_guard, allow_deletes
+            )
+            labels += withdrawn
+        if window is None:
+            _remember_withheld(target, withheld, labels_withheld)
     return Synced(
         read=target.value("SELECT count(*) FROM incoming"),
         new=new,
@@ -90,24 +110,37 @@ def sync(
         deleted=deleted,
         withheld=withheld,
         labels=labels,
-        null_keys=staged.null_keys,
+        labels_withheld=labels_withheld,
+        unusable_keys=staged.unusable_keys,
     )
 
 
-def _compare(target: Target, *, reembed: bool) -> tuple[int, int]:
-    """What the ledger does not yet say, per live version, in `delta`; how many
-    records are new and how many changed."""
+def _compare(
+    target: Target, followed: Sequence[bool], *, reembed: bool
+) -> tuple[int, int]:
+    """What the ledger does not yet say, in `delta`, per live version whose columns
+    the source still has; how many records are new and how many changed."""
+    for version in compress(target.versions, map(not_, followed)):
+        log.warning(
+            "version %d is no longer followed: the source has lost a column it is made "
+            "of (%s)",
+            *(version.version, ", ".join(version.spec["input"])),
+        )
     # Set down first: an anti-join inside the INSERT would scan the growing table
     # again and again (measured: 697 rows/s at 20,000 rows).
     target.execute(
         "CREATE TEMP TABLE delta ON COMMIT DROP AS"
-        " SELECT v.id AS model_version, i.key, i.hash, l.key IS NULL AS is_new,"
-        "   %(reembed)s OR l.want_hash IS DISTINCT FROM i.hash AS is_changed"
-        " FROM unnest(%(versions)s::int[]) AS v (id) CROSS JOIN incoming i"
+        " SELECT v.id AS model_version, i.key, i.hashes[v.place] AS hash,"
+        "   l.key IS NULL AS is_new,"
+        "   %(reembed)s OR l.want_hash IS DISTINCT FROM i.hashes[v.place] AS is_changed"
+        " FROM unnest(%(versions)s::int[], %(followed)s::boolean[])"
+        "   WITH ORDINALITY AS v (id, followed, place) CROSS JOIN incoming i"
         " LEFT JOIN embedline.ledger l ON l.model_version = v.id AND l.key = i.key"
-        " WHERE l.key IS NULL OR %(reembed)s OR l.want_hash IS DISTINCT FROM i.hash"
-        "  OR (l.pending AND l.dead_at IS NULL AND l.next_attempt_at > now())",
+        " WHERE v.followed AND (l.key IS NULL OR %(reembed)s"
+        "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place]"
+        "  OR (l.pending AND l.attempts = 0 AND l.next_attempt_at > now()))",
         reembed=reembed,
+        followed=list(followed),
     )
     target.execute("ANALYZE delta")
     ((new, changed),) = target.rows(
@@ -131,23 +164,31 @@ def _find_vanished(
         " WHERE l.model_version = ANY (%(versions)s)"
         " AND NOT EXISTS (SELECT FROM seen s WHERE s.key = l.key)"
     )
-    guard = use_case.source.delete_guard
-    withheld = 0
-    if found > guard.rows and not allow_deletes:
-        known = target.value(
-            "SELECT count(*) FROM embedline.ledger WHERE model_version = %(first)s"
-        )
-        withheld = found if found > guard.share * known else 0
-    if withheld:
-        log.warning("deletes withheld use_case=%s rows=%d", use_case.name, withheld)
-        target.execute("TRUNCATE vanished")
-    target.execute("ANALYZE vanished")
-    target.execute(
-        "UPDATE embedline.use_case SET deletes_withheld = %(withheld)s"
-        " WHERE id = %(use_case)s AND deletes_withheld <> %(withheld)s",
-        withheld=withheld,
+    known = target.value(
+        "SELECT count(*) FROM embedline.ledger WHERE model_version = %(first)s"
     )
+    withheld = 0
+    if not allow_deletes and _is_too_much(found, known, use_case.source.delete_guard):
+        log.warning("deletes withheld use_case=%s rows=%d", use_case.name, found)
+        target.execute("TRUNCATE vanished")
+        withheld = found
+    target.execute("ANALYZE vanished")
     return withheld
+
+
+def _is_too_much(found: int, known: int, guard: DeleteGuard) -> bool:
+    return found > guard.rows and found > guard.share * known
+
+
+def _remember_withheld(target: Target, records: int, labels: int) -> None:
+    target.execute(
+        "UPDATE embedline.use_case"
+        " SET deletes_withheld = %(records)s, labels_withheld = %(labels)s"
+        " WHERE id = %(use_case)s"
+        " AND (deletes_withheld, labels_withheld) <> (%(records)s, %(labels)s)",
+        records=records,
+        labels=labels,
+    )
 
 
 def _lock(target: Target) -> None:
@@ -178,11 +219,12 @@ def _enqueue(target: Target, priority: int, reembed: bool) -> None:
         priority=priority,
         reembed=reembed,
     )
-    # Put off because the source had moved on: it has been looked at again.
+    # Put off because the source had moved on: it has been looked at again. Those that
+    # failed keep their pause.
     target.execute(
         "UPDATE embedline.ledger l SET next_attempt_at = now() FROM delta d"
         " WHERE l.model_version = d.model_version AND l.key = d.key"
-        " AND NOT d.is_new AND NOT d.is_changed"
+        " AND NOT d.is_new AND NOT d.is_changed AND l.attempts = 0"
     )
 
 
@@ -191,7 +233,8 @@ def _enqueue_all_again(target: Target) -> None:
         "UPDATE embedline.ledger SET have_hash = NULL, priority = %(priority)s,"
         "  queued_at = now(), attempts = 0, next_attempt_at = now(), dead_at = NULL,"
         "  error = NULL"
-        " WHERE model_version = %(first)s AND NOT pending AND want_hash IS NOT NULL",
+        " WHERE model_version = ANY (%(versions)s) AND want_hash IS NOT NULL"
+        " AND (NOT pending OR dead_at IS NOT NULL)",
         priority=BACKFILL,
     )
 
@@ -218,7 +261,7 @@ def _drop_emptied(target: Target) -> None:
     )
 
 
-def _write_records(target: Target, refresh_data: bool) -> None:
+def _write_records(target: Target) -> None:
     target.execute(
         "CREATE TEMP TABLE record_delta ON COMMIT DROP AS"
         " SELECT i.* FROM incoming i LEFT JOIN embedline.record r"
@@ -235,23 +278,35 @@ def _write_records(target: Target, refresh_data: bool) -> None:
         "  environment = EXCLUDED.environment, link = EXCLUDED.link,"
         "  tags = EXCLUDED.tags"
     )
-    if refresh_data:
-        target.execute(
-            "UPDATE embedline.record r SET data = i.data FROM incoming i"
-            " WHERE r.use_case = %(use_case)s AND r.key = i.key"
-            " AND r.data_hash = i.hash AND r.data IS DISTINCT FROM i.data"
-        )
+
+
+def _refresh_data(target: Target, inputs: list[str]) -> None:
+    """The use case now keeps another part of the input than it did."""
+    place = [version.spec["input"] for version in target.versions].index(inputs) + 1
+    target.execute(
+        "UPDATE embedline.record r SET data = i.data FROM incoming i"
+        " WHERE r.use_case = %(use_case)s AND r.key = i.key"
+        " AND r.data_hash = i.hashes[%(place)s] AND r.data IS DISTINCT FROM i.data",
+        place=place,
+    )
 
 
 def _write_column_facts(target: Target, use_case: UseCase, full: bool) -> int:
-    """Predictions and labels that are columns of the records themselves. Returns how
-    many labels changed."""
+    """Predictions and labels that are columns of the records themselves; `full`: all
+    of them are known, so those of other records can go. Returns how many labels
+    changed."""
     if isinstance(use_case.prediction, PredictionColumn):
         _write_predictions(target)
     elif full:
         target.execute(
             "DELETE FROM embedline.prediction"
             " WHERE use_case = %(use_case)s AND model_version = 0"
+        )
+    if not isinstance(use_case.label, LabelTable):
+        # should there be one again, all of it is to be read
+        target.execute(
+            "DELETE FROM embedline.source_cursor"
+            " WHERE use_case = %(use_case)s AND relation = 'labels'"
         )
     if isinstance(use_case.label, Column):
         target.execute(
@@ -313,6 +368,21 @@ def _write_labels(target: Target) -> int:
         "    ELSE now() END"
     )
     return int(target.value("SELECT count(*) FROM label_delta"))
+
+
+def _withdraw_guarded(
+    target: Target, guard: DeleteGuard, allow_deletes: bool
+) -> tuple[int, int]:
+    """Labels withdrawn, and labels the guard keeps."""
+    known, gone = target.rows(
+        "SELECT count(*), count(*) FILTER (WHERE NOT EXISTS ("
+        "  SELECT FROM seen_label s WHERE s.key = l.key))"
+        " FROM embedline.label l WHERE l.use_case = %(use_case)s"
+    )[0]
+    if not allow_deletes and _is_too_much(gone, known, guard):
+        log.warning("labels withheld rows=%d", gone)
+        return 0, gone
+    return _withdraw_labels(target, "seen_label"), 0
 
 
 def _withdraw_labels(target: Target, seen: str) -> int:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from croniter import croniter
+from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
@@ -96,7 +97,13 @@ class Source(Part):
     def _no_password(cls, dsn: str | None) -> str | None:
         if dsn is None:
             return None
-        password = str(conninfo_to_dict(dsn).get("password") or "")
+        try:
+            password = str(conninfo_to_dict(dsn).get("password") or "")
+        except ProgrammingError:  # whose text may quote a password
+            raise ValueError(
+                "is no connection string; valid: e.g. 'host=db.example dbname=crm "
+                "user=reader password=${CRM_PASSWORD}'"
+            ) from None
         if password and not password.startswith("${"):
             raise ValueError(
                 "holds a password in the clear; write it as ${VARIABLE}, keep it in "
@@ -245,14 +252,20 @@ class UseCase(Part):
     retry: Retry = Retry()
     thresholds: Thresholds = Thresholds()
 
-    def text(self, parts: Iterable[str | None]) -> str:
-        """The model's input, from the input columns that are not null."""
-        return self.source.separator.join(p for p in parts if p is not None)
-
     def kept(self, text: str) -> str | None:
         """What of it is kept beside the vector."""
         keep = self.storage.data
         return None if keep == "none" else text if keep == "all" else text[:keep]
+
+    @model_validator(mode="after")
+    def _labels_find_their_records(self) -> UseCase:
+        label, key = self.label, self.source.key
+        if isinstance(label, LabelTable) and len(label.key) != len(key):
+            raise ValueError(
+                f"label.key has {len(label.key)} columns, source.key {len(key)}: a "
+                "label finds its record by the same columns in the same order"
+            )
+        return self
 
     @field_validator("schedule")
     @classmethod
@@ -345,7 +358,8 @@ def _read(path: Path) -> dict[str, Any]:
         raw = yaml.load(path.read_text("utf-8"), _StrictLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: a date or a number that cannot be, or bytes that are no UTF-8
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from embedding_tasks.encoders import Encoded
+from embedding_tasks.encoders.text import TextEncoder
 
 CLASSES = {0: "negative", 1: "neutral", 2: "positive"}
 
@@ -69,3 +73,17 @@ def tweets() -> list[str]:
 
     texts = source.read_corpus()["text"].tolist()
     return texts[:: len(texts) // 2000][:2000]
+
+
+ENCODE = TextEncoder.encode
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Texts with these words cannot be encoded."""
+
+    def poisoned(self: TextEncoder, inputs: Any) -> Encoded:
+        if any(word in text for text in inputs for word in words):
+            raise ValueError("cannot be encoded")
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", poisoned)

@@ -113,6 +113,48 @@ def write_messages(db: Connection) -> Callable[..., None]:
     return write
 
 
+@pytest.fixture
+def full_use_case(
+    project: Project, db: Connection, write_messages: Callable[..., None]
+) -> Project:
+    """Predictions, labels, tags; 120 records, written in batches of 16."""
+    db.execute("CREATE TABLE verdicts (id bigint PRIMARY KEY, v text)")
+    project.use_case(
+        prediction="head",
+        label={"table": "verdicts", "key": "id", "label": "v"},
+        source={"tags": ["author"]},
+        batch={"claim": 16, "lease_seconds": 5},
+    )
+    write_messages(range(120))
+    db.execute("INSERT INTO verdicts SELECT id, 'v' FROM messages WHERE id % 3 = 0")
+    return project
+
+
+def keys(store: Connection, table: str = "embedline.ledger") -> set[str]:
+    return {key for (key,) in store.execute(f"SELECT key FROM {table}")}
+
+
+def sync(project: Project, **options: Any) -> dict[str, int]:
+    counts = run.sync_stage(project.request(**options))
+    return {name: n for name, n in counts.items() if n}
+
+
+def rows_written(store: Connection) -> dict[str, int]:
+    """Rows ever inserted, updated or deleted, in every table of records."""
+    store.execute("SELECT pg_stat_force_next_flush()")
+    store.execute("SELECT pg_stat_clear_snapshot()")
+    rows = store.execute(
+        "SELECT relname, n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables"
+        " WHERE schemaname = 'embedline' AND (relname LIKE 'vector_%' OR relname IN"
+        " ('ledger', 'record', 'prediction', 'label', 'model_version'))"
+    )
+    return dict(rows.fetchall())
+
+
+def vectors_written(store: Connection) -> int:
+    return rows_written(store)["vector_messages_v1"]
+
+
 @dataclass(frozen=True)
 class EndState:
     """All a use case has in the store, by key and unit, but for when it came and by

@@ -28,6 +28,10 @@ from embedding_tasks.use_case import Source
             },
         ),
         (
+            "postgres://me@[::1]:5433/app",
+            {"user": "me", "host": "::1", "port": "5433", "dbname": "app"},
+        ),
+        (
             "postgres://me@%2Fvar%2Frun%2Fpostgresql/app",
             {"user": "me", "host": "/var/run/postgresql", "dbname": "app"},
         ),
@@ -72,7 +76,23 @@ def test_a_dsn_takes_variables_from_the_environment(
     with pytest.raises(ConfigError, match="'SECRET' is not set"):
         connections.for_source(source)
     monkeypatch.setenv("SECRET", "s3")
-    assert connections.for_source(source) == "host=db password=s3"
+    parts = conninfo_to_dict(connections.for_source(source))
+    assert parts == {"host": "db", "password": "s3"}
+
+
+@pytest.mark.parametrize(
+    "secret", ["two words", "pa@ss", "pa/ss", "SECRET%zz", "x' host=evil"]
+)
+@pytest.mark.parametrize(
+    "dsn", ["host=db password=${SECRET}", "postgresql://me:${SECRET}@db/app"]
+)
+def test_whatever_a_variable_holds_is_one_value(
+    monkeypatch: pytest.MonkeyPatch, dsn: str, secret: str
+) -> None:
+    monkeypatch.setenv("SECRET", secret)
+    source = Source(dsn=dsn, table="t", key="id", input="x")
+    parts = conninfo_to_dict(connections.for_source(source))
+    assert (parts["host"], parts["password"]) == ("db", secret)
 
 
 def test_a_server_that_is_away_is_transient(tmp_path: Path) -> None:
@@ -89,6 +109,32 @@ def test_a_database_that_does_not_exist_is_terminal(server: str) -> None:
 def test_a_password_is_never_described() -> None:
     described = connections.describe("host=db user=me password=hunter2 dbname=app")
     assert described == "app at db"
+
+
+def test_a_statement_that_goes_too_far_is_no_trouble_of_a_server(
+    store: Connection, db: Connection
+) -> None:
+    db.execute("CREATE TABLE keys (key text PRIMARY KEY)")
+    with (
+        pytest.raises(psycopg.errors.ProgramLimitExceeded),
+        connections.blame(source=store, store=db),
+    ):
+        db.execute(
+            "INSERT INTO keys SELECT string_agg(sha512(i::text::bytea)::text, '')"
+            " FROM generate_series(1, 60) i"
+        )
+
+
+def test_trouble_is_blamed_on_the_side_that_has_it(
+    store: Connection, db: Connection
+) -> None:
+    store.autocommit = False
+    store.execute("SET LOCAL statement_timeout = 1")
+    with (
+        pytest.raises(DatabaseAway, match="trouble in the store database"),
+        connections.blame(source=db, store=store),
+    ):
+        store.execute("SELECT pg_sleep(1)")
 
 
 def test_a_lost_connection_is_blamed_on_its_side(

@@ -38,10 +38,13 @@ def test_what_is_copied_is_what_is_read(
 
 
 def test_rows_the_store_must_not_take_are_found() -> None:
-    vectors = np.ones((5, 3), np.float32)
+    vectors = np.ones((6, 3), np.float32)
     vectors[1, 2] = np.nan
     vectors[2, 0] = np.inf
     vectors[3] = 0
     vectors[4, 1] = 70_000
-    assert copy.unfit(vectors, "vector").tolist() == [False, True, True, True, False]
-    assert copy.unfit(vectors, "halfvec").tolist() == [False, True, True, True, True]
+    vectors[5] = 1e-9  # zero, once it is a half
+    bad = [False, True, True, True, False, False]
+    assert copy.unfit(vectors, "vector").tolist() == bad
+    bad = [False, True, True, True, True, True]
+    assert copy.unfit(vectors, "halfvec").tolist() == bad

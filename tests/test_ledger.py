@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -33,7 +35,8 @@ def version(project: Project, store: Connection, write_messages: Write) -> Model
 
 def claim(store: Connection, version: ModelVersion, limit: int = 5, **kw: Any) -> Lease:
     seconds = kw.pop("seconds", 60)
-    return ledger.claim(store, version, kw.pop("holder", "me"), limit, seconds)
+    holder = kw.pop("holder", "me")
+    return ledger.claim(store, version, holder, limit, seconds, uuid4())
 
 
 def finished(
@@ -152,7 +155,7 @@ def test_a_record_that_had_five_units_and_now_has_three_keeps_three(
     assert write(store, lease, finished(lease, units=5), 1).vectors == 5
     db.execute("UPDATE messages SET body = 'shorter' WHERE id = %s", [int(key)])
     run.sync_stage(project.request())
-    ledger.release(store, claim(store, version, 20))
+    ledger.release(store, claim(store, version, 20).token)
     lease = next(
         lease
         for lease in iter(lambda: claim(store, version, 1), None)
@@ -189,7 +192,7 @@ def test_a_failure_is_charged_to_its_record_alone_until_it_is_dead(
         assert "7" in lease.hashes
         died = ledger.fail(store, lease, {"7": f"no {attempt}"}, RETRY)
         assert died == (attempt == 3)
-        ledger.release(store, lease)
+        ledger.release(store, lease.token)
     assert "7" not in claim(store, version, 20).hashes
     row = store.execute(
         "SELECT attempts, error, dead_at IS NOT NULL FROM embedline.ledger"
@@ -208,7 +211,7 @@ def test_a_failed_record_waits_longer_each_time(
         lease = claim(store, version, 20)
         retry = Retry(max_attempts=9, backoff_seconds=60)
         ledger.fail(store, lease, {"7": "no"}, retry)
-        ledger.release(store, lease)
+        ledger.release(store, lease.token)
         row = store.execute(
             "SELECT extract(epoch FROM next_attempt_at - now())"
             " FROM embedline.ledger WHERE key = '7'"
@@ -238,7 +241,7 @@ def test_a_changed_dead_record_gets_another_chance(
 ) -> None:
     lease = claim(store, version, 20)
     ledger.fail(store, lease, {"7": "no"}, Retry(max_attempts=1))
-    ledger.release(store, lease)
+    ledger.release(store, lease.token)
     db.execute("UPDATE messages SET author = 'x' WHERE id = 7")
     run.sync_stage(project.request())
     assert "7" not in claim(store, version, 20).hashes
@@ -253,7 +256,9 @@ def test_a_holder_that_is_tried_again_frees_what_it_held(
 ) -> None:
     claim(store, version, 12, holder="run/0")
     claim(store, version, 5, holder="run/1")
-    assert ledger.take_over(store, "run/0") == 12
+    of_another_use_case = replace(version, id=version.id + 1)
+    assert ledger.take_over(store, of_another_use_case, "run/0") == 0
+    assert ledger.take_over(store, version, "run/0") == 12
     assert len(claim(store, version, 20).hashes) == 15
 
 
@@ -262,7 +267,7 @@ def test_what_is_put_off_comes_back_with_the_next_sync_that_sees_it(
 ) -> None:
     lease = claim(store, version, 20)
     assert ledger.defer(store, lease, ["3", "4"], seconds=600) == 2
-    ledger.release(store, lease)
+    ledger.release(store, lease.token)
     assert not {"3", "4"} & {*claim(store, version, 20).hashes}
     db.execute("UPDATE messages SET author = 'x' WHERE id = 3")
     run.sync_stage(project.request())

@@ -13,31 +13,17 @@ from typing import Any
 import pytest
 
 from embedding_tasks import ledger, pipeline, run, status
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, connect
 from embedding_tasks.encoders import Encoded
 from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.errors import ThresholdError, TransientError
 from embedding_tasks.store import versions
 from embedding_tasks.use_case import Window
+from tests.fix_models import ENCODE, poison
 from tests.fix_project import EndState, Project, end_state
 
 Write = Callable[..., None]
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def full_use_case(project: Project, db: Connection, write_messages: Write) -> Project:
-    """Predictions, labels, tags; 120 records, written in batches of 16."""
-    db.execute("CREATE TABLE verdicts (id bigint PRIMARY KEY, v text)")
-    project.use_case(
-        prediction="head",
-        label={"table": "verdicts", "key": "id", "label": "v"},
-        source={"tags": ["author"]},
-        batch={"claim": 16, "lease_seconds": 5},
-    )
-    write_messages(range(120))
-    db.execute("INSERT INTO verdicts SELECT id, 'v' FROM messages WHERE id % 3 = 0")
-    return project
 
 
 def once(project: Project, store: Connection) -> EndState:
@@ -171,20 +157,6 @@ def test_workers_share_one_queue_without_overlap(
     end_state(store).assert_same(wanted)
 
 
-ENCODE = TextEncoder.encode
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    """Texts with these words cannot be encoded."""
-
-    def poisoned(self: TextEncoder, inputs: Any) -> Encoded:
-        if any(word in text for text in inputs for word in words):
-            raise ValueError("cannot be encoded")
-        return ENCODE(self, inputs)
-
-    monkeypatch.setattr(TextEncoder, "encode", poisoned)
-
-
 def test_one_bad_record_costs_one_record(
     full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,10 +193,17 @@ def test_a_record_whose_vector_is_not_finite_is_set_aside(
     assert rows == [("17",), ("18",)]
 
 
+@pytest.mark.parametrize("changed", [3, 120])
 def test_trouble_that_spares_no_record_is_charged_to_none(
-    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: int,
 ) -> None:
-    poison(monkeypatch, "message")
+    full_use_case.run()
+    db.execute("UPDATE messages SET body = body || '!' WHERE id < %s", [changed])
+    poison(monkeypatch, "")
     with pytest.raises(TransientError, match="two whole batches failed in a row"):
         full_use_case.run()
     row = store.execute(
@@ -232,8 +211,119 @@ def test_trouble_that_spares_no_record_is_charged_to_none(
         " FROM embedline.ledger"
     ).fetchone()
     assert row == (0,)
+    assert status.of(store)[0]["stored"] == 120 - changed
     monkeypatch.setattr(TextEncoder, "encode", ENCODE)
-    assert full_use_case.run()["embedded"] == 120
+    assert full_use_case.run()["embedded"] == changed
+
+
+def test_many_bad_records_do_not_hold_up_the_good_ones(
+    full_use_case: Project,
+    store: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    write_messages: Write,
+) -> None:
+    """Twenty bad ones at the head of the queue fill more than a batch."""
+    full_use_case.use_case(thresholds={"undone_share": 1})
+    poison(monkeypatch, *(f"number {i}" for i in range(100, 120)))
+    for _ in range(3):
+        full_use_case.run()
+    assert status.of(store)[0]["dead"] == 20
+    write_messages(range(200, 220))
+    assert full_use_case.run()["embedded"] == 20
+
+
+def test_a_failed_record_keeps_its_pause_however_often_its_source_is_read(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_use_case.use_case(
+        source={"strategy": "scan"},
+        retry={"backoff_seconds": 3600},
+        thresholds={"undone_rows": 1},
+    )
+    poison(monkeypatch, "number 17")
+    for _ in range(4):
+        full_use_case.run()
+    row = store.execute(
+        "SELECT attempts, dead_at FROM embedline.ledger WHERE key = '17'"
+    ).fetchone()
+    assert row == (1, None)
+
+
+def test_reembed_gives_dead_records_another_chance(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_use_case.use_case(retry={"max_attempts": 1})
+    poison(monkeypatch, "number 17")
+    full_use_case.run()
+    assert status.of(store)[0]["dead"] == 1
+    monkeypatch.setattr(TextEncoder, "encode", ENCODE)
+    full_use_case.run(reembed=True)
+    assert status.of(store)[0]["dead"] == 0
+
+
+def test_a_failure_is_remembered_until_its_own_stage_is_tried_again(
+    full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = full_use_case.request()
+    run.sync_stage(request)
+    poison(monkeypatch, "")
+    with pytest.raises(TransientError):
+        run.embed_stage(request, 0)
+    monkeypatch.setattr(TextEncoder, "encode", ENCODE)
+    run.embed_stage(request, 1)
+    assert status.of(store)[0]["last_run_state"] == "failed"
+    run.embed_stage(request, 0)
+    assert status.of(store)[0]["last_run_state"] == "running"
+    run.publish_stage(request)
+    assert status.of(store)[0]["last_run_state"] == "success"
+
+
+def test_a_run_is_not_judged_by_what_came_after_its_sync(
+    full_use_case: Project, db: Connection, write_messages: Write
+) -> None:
+    request = full_use_case.request()
+    run.sync_stage(request)
+    db.execute("DELETE FROM messages WHERE id < 3")  # put off: 2.5 % of the records
+    run.embed_stage(request, 0)
+    write_messages(range(200, 240))
+    run.sync_stage(full_use_case.request())
+    assert run.publish_stage(request)["stored"] == 117
+
+
+def test_a_key_that_comes_back_in_other_words_waits_for_the_next_sync(
+    project: Project, db: Connection
+) -> None:
+    db.execute("CREATE TABLE prices (id numeric PRIMARY KEY, body text)")
+    db.execute("INSERT INTO prices VALUES (1, 'a'), (2, 'b')")
+    project.use_case(source={"table": "prices", "event_time": None})
+    request = project.request()
+    run.sync_stage(request)
+    db.execute("UPDATE prices SET id = 1.0 WHERE id = 1")
+    assert run.embed_stage(request, 0)["deferred"] == 1
+    counts = project.run()
+    assert (counts["new"], counts["deleted"], counts["stored"]) == (1, 1, 2)
+
+
+def test_a_worker_that_finds_the_queue_locked_waits_without_haste(
+    full_use_case: Project, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = full_use_case.request()
+    run.sync_stage(request)
+    claims: list[int] = []
+    claim = ledger.claim
+
+    def counted(*args: Any) -> Any:
+        claims.append(1)
+        return claim(*args)
+
+    monkeypatch.setattr(ledger, "claim", counted)
+    with ThreadPoolExecutor(1) as pool:
+        with connect(store_dsn, role="test") as syncing, syncing.transaction():
+            syncing.execute("SELECT FROM embedline.ledger FOR UPDATE")
+            working = pool.submit(run.embed_stage, request, 0)
+            time.sleep(2)
+            assert 0 < len(claims) < 40
+        assert working.result()["embedded"] == 120
 
 
 def test_a_run_that_leaves_too_much_undone_fails(
@@ -332,74 +422,6 @@ def test_a_run_with_nothing_to_embed_never_imports_torch(
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_a_new_fingerprint_builds_beside_the_serving_version_and_is_promoted(
-    full_use_case: Project,
-    db: Connection,
-    store: Connection,
-    make_model: Callable[..., Any],
-) -> None:
-    full_use_case.run()
-    other = make_model(hidden=48, seed=5)
-    full_use_case.use_case(encoder={"model": str(other)}, auto_promote=False)
-    request = full_use_case.request()
-    run.sync_stage(request)
-    row = store.execute(
-        "SELECT count(*), min(vector_dims(embedding)) FROM embeddings.messages"
-    ).fetchone()
-    assert row == (120, 32)  # the old one serves on
-    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
-    run.sync_stage(request)
-    assert run.embed_stage(request, 0)["embedded"] == 121  # the change goes to both
-    run.publish_stage(request)
-    states = [(n["model_version"], n["state"]) for n in status.of(store)]
-    assert states == [(1, "active"), (2, "ready")]
-    full_use_case.use_case(auto_promote=True)
-    full_use_case.run()
-    row = store.execute(
-        "SELECT count(*), min(vector_dims(embedding)), min(model_version),"
-        " count(prediction) FROM embeddings.messages"
-    ).fetchone()
-    assert row == (120, 48, 2, 120)
-    db.execute("DELETE FROM messages WHERE id = 5")
-    full_use_case.run()
-    row = store.execute(
-        "SELECT count(*) FROM embedline.vector_messages_v1 WHERE key = '5'"
-    ).fetchone()
-    assert row == (0,)  # gone from the retired version, too
-
-
-def test_a_model_replaced_in_place_builds_a_new_version_and_never_mixes(
-    full_use_case: Project,
-    db: Connection,
-    store: Connection,
-    make_model: Callable[..., Any],
-) -> None:
-    folder = make_model(seed=6)
-    full_use_case.use_case(encoder={"model": str(folder)})
-    full_use_case.run()
-    retrained = make_model(seed=7)
-    (folder / "model.safetensors").write_bytes(
-        (retrained / "model.safetensors").read_bytes()
-    )
-    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
-    full_use_case.run()
-    assert [n["model_version"] for n in status.of(store)] == [2]
-    wanted = project_with(full_use_case, retrained, store)
-    got = store.execute(
-        "SELECT key, embedding::real[] FROM embeddings.messages ORDER BY key"
-    ).fetchall()
-    for (_, left), (_, right) in zip(wanted, got, strict=True):
-        assert left == pytest.approx(right, abs=1e-5)
-
-
-def project_with(project: Project, model: Any, store: Connection) -> list[Any]:
-    project.use_case(encoder={"model": str(model)})
-    project.run()
-    return store.execute(
-        "SELECT key, embedding::real[] FROM embeddings.messages ORDER BY key"
-    ).fetchall()
 
 
 def test_progress_is_told_batch_by_batch(full_use_case: Project) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,18 +17,10 @@ from embedding_tasks import run, source, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, SourceError, ThresholdError
 from embedding_tasks.use_case import Window
-from tests.fix_project import Project
+from tests.fix_postgres import start_server
+from tests.fix_project import Project, keys, rows_written, sync
 
 Write = Callable[..., None]
-
-
-def keys(store: Connection, table: str = "embedline.ledger") -> set[str]:
-    return {key for (key,) in store.execute(f"SELECT key FROM {table}")}
-
-
-def sync(project: Project, **options: Any) -> dict[str, int]:
-    counts = run.sync_stage(project.request(**options))
-    return {name: n for name, n in counts.items() if n}
 
 
 def test_a_first_sync_wants_every_record(
@@ -44,18 +39,6 @@ def test_a_sync_of_unchanged_data_reads_and_writes_nothing(
     before = rows_written(store)
     assert sync(project) == {}
     assert rows_written(store) == before
-
-
-def rows_written(store: Connection) -> dict[str, int]:
-    """Rows ever inserted, updated or deleted, in every table of records."""
-    store.execute("SELECT pg_stat_force_next_flush()")
-    store.execute("SELECT pg_stat_clear_snapshot()")
-    rows = store.execute(
-        "SELECT relname, n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables"
-        " WHERE schemaname = 'embedline' AND (relname LIKE 'vector_%' OR relname IN"
-        " ('ledger', 'record', 'prediction', 'label', 'model_version'))"
-    )
-    return dict(rows.fetchall())
 
 
 def test_only_what_changed_in_the_input_is_wanted_again(
@@ -175,8 +158,18 @@ def test_a_row_without_a_key_is_left_out_and_counted(
     db.execute("CREATE TABLE loose (id text, body text)")
     db.execute("INSERT INTO loose VALUES ('a', 'x'), (NULL, 'y'), (NULL, 'z')")
     project.use_case(source={"table": "loose", "event_time": None})
-    assert sync(project) == {"read": 1, "new": 1, "null_keys": 2}
-    assert sync(project) == {"null_keys": 2}
+    assert sync(project) == {"read": 1, "new": 1, "unusable_keys": 2}
+    assert sync(project) == {"unusable_keys": 2}
+
+
+def test_a_key_too_long_to_be_kept_costs_its_own_row(
+    project: Project, db: Connection, store: Connection
+) -> None:
+    db.execute("CREATE TABLE named (id text PRIMARY KEY, body text)")
+    db.execute("INSERT INTO named VALUES ('a', 'x'), (repeat('k', 2001), 'y')")
+    project.use_case(source={"table": "named", "event_time": None})
+    assert sync(project) == {"read": 1, "new": 1, "unusable_keys": 1}
+    assert sync(project) == {"unusable_keys": 1}
 
 
 def test_a_key_that_occurs_twice_is_refused_by_name(
@@ -283,6 +276,110 @@ def test_a_table_swapped_for_an_older_one_is_read_whole(
     assert sync(project)["changed"] == 5
 
 
+def test_a_child_that_repeats_its_parents_key_is_refused_by_name(
+    project: Project, db: Connection, write_messages: Write
+) -> None:
+    write_messages(range(3))
+    db.execute("CREATE TABLE old_messages () INHERITS (messages)")
+    db.execute("INSERT INTO old_messages SELECT * FROM messages WHERE id = 2")
+    with pytest.raises(SourceError, match=r"'2' \(2 rows\)"):
+        sync(project)
+
+
+def test_a_key_of_an_array_is_refused_by_name(project: Project, db: Connection) -> None:
+    db.execute("CREATE TABLE paths (id int[] PRIMARY KEY, body text)")
+    project.use_case(source={"table": "paths", "event_time": None})
+    with pytest.raises(SourceError, match=r"'id' is of type 'integer\[\]'"):
+        sync(project)
+
+
+REWORDED = {
+    "a label of an enum": (
+        "CREATE TYPE mood AS ENUM ('calm', 'wild');"
+        "ALTER TABLE messages ADD mood mood DEFAULT 'calm'",
+        "mood",
+        "ALTER TYPE mood RENAME VALUE 'calm' TO 'serene'",
+    ),
+    "a generated column": (
+        "ALTER TABLE messages ADD loud text GENERATED ALWAYS AS (upper(body)) VIRTUAL",
+        "loud",
+        "ALTER TABLE messages ALTER loud SET EXPRESSION AS (body || '!')",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REWORDED)
+def test_what_reads_otherwise_without_a_new_row_version_is_seen(
+    project: Project, db: Connection, write_messages: Write, what: str
+) -> None:
+    if "VIRTUAL" in REWORDED[what][0] and db.info.server_version < 180000:
+        pytest.skip("virtual columns came with PostgreSQL 18")
+    before, column, change = REWORDED[what]
+    db.execute(before)
+    project.use_case(source={"input": column})
+    write_messages(range(5))
+    project.run()
+    assert sync(project) == {}
+    db.execute(change)
+    assert sync(project) == {"read": 5, "changed": 5}
+
+
+def test_a_server_put_back_from_a_backup_is_read_whole(
+    project: Project, tmp_path: Path, store: Connection
+) -> None:
+    """The copy has the same identifier, and ids of its own past our horizon."""
+    home = tmp_path / "production"
+    with start_server(home) as conninfo, psycopg.connect(conninfo) as db:
+        db.execute("CREATE TABLE messages (id bigint PRIMARY KEY, body text)")
+        db.execute(
+            "INSERT INTO messages SELECT i, 'as it was' FROM generate_series(1, 5) i"
+        )
+    copy_with_owners(home / "postgres", tmp_path / "backup")
+    with start_server(home) as conninfo, psycopg.connect(conninfo) as db:
+        project.use_case(source={"dsn": conninfo, "event_time": None})
+        db.execute("UPDATE messages SET body = 'lost' WHERE id = 2")
+        db.commit()
+        project.run()
+    shutil.rmtree(home / "postgres")
+    copy_with_owners(tmp_path / "backup", home / "postgres")
+    with (
+        start_server(home) as conninfo,
+        psycopg.connect(conninfo, autocommit=True) as db,
+    ):
+        for _ in range(50):
+            db.execute("SELECT pg_current_xact_id()")
+        assert sync(project) == {"read": 5, "changed": 1}
+
+
+def copy_with_owners(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", source, target], check=True)
+
+
+def test_a_value_that_cannot_be_taken_costs_itself_and_not_the_sync(
+    project: Project, db: Connection, store: Connection, write_messages: Write
+) -> None:
+    db.execute("ALTER TABLE messages ADD p numeric, ADD extra json")
+    project.use_case(
+        source={"tags": ["extra"]}, prediction={"column": "author", "score": "p"}
+    )
+    write_messages(range(4))
+    db.execute("UPDATE messages SET p = 1e400 WHERE id = 0")
+    db.execute("UPDATE messages SET p = 'NaN' WHERE id = 1")
+    db.execute("UPDATE messages SET p = 0.5, sent_at = 'infinity' WHERE id = 2")
+    db.execute("""UPDATE messages SET extra = '{"a": "b\\u0000c"}' WHERE id = 3""")
+    project.run()
+    rows = store.execute(
+        "SELECT score, event_time IS NULL, tags FROM embeddings.messages ORDER BY key"
+    ).fetchall()
+    nothing = {"extra": None}
+    assert rows == [
+        (None, False, nothing),
+        (None, False, nothing),
+        (0.5, True, nothing),
+        (None, False, {"extra": {"a": "bc"}}),
+    ]
+
+
 @pytest.mark.parametrize("kind", ["view", "materialized view", "query"])
 def test_what_has_no_row_versions_is_scanned(
     project: Project,
@@ -370,7 +467,7 @@ def test_deletions_beyond_the_guard_are_withheld_until_allowed(
     project.run()
     db.execute("DELETE FROM messages WHERE id < 10")
     write_messages(range(30, 32))
-    with pytest.raises(ThresholdError, match="10 stored records are gone"):
+    with pytest.raises(ThresholdError, match="10 stored records and 0 labels are gone"):
         project.run()
     assert len(keys(store, "embeddings.messages")) == 32  # new ones carry on
     assert status.of(store)[0]["deletes_withheld"] == 10
@@ -508,78 +605,6 @@ def test_the_source_is_read_only_whatever_a_use_case_says(
     assert db.execute("SELECT count(*) FROM messages").fetchone() == (5,)
 
 
-def test_labels_of_a_table_come_late_are_corrected_and_withdrawn(
-    project: Project, db: Connection, store: Connection, write_messages: Write
-) -> None:
-    db.execute("CREATE TABLE verdicts (id bigint PRIMARY KEY, v text, at timestamptz)")
-    project.use_case(
-        label={"table": "verdicts", "key": "id", "label": "v", "time": "at"}
-    )
-    write_messages(range(10))
-    project.run()
-    before = vectors_written(store)
-
-    def label(key: str) -> Any:
-        row = store.execute(
-            "SELECT label FROM embeddings.messages WHERE key = %s", [key]
-        ).fetchone()
-        assert row is not None
-        return row[0]
-
-    db.execute(
-        "INSERT INTO verdicts VALUES (1, 'good', '2026-02-01'), (99, 'bad', NULL)"
-    )
-    assert sync(project) == {"labels": 2}
-    assert label("1") == "good"
-    db.execute("UPDATE verdicts SET v = 'bad' WHERE id = 1")
-    assert sync(project) == {"labels": 1}
-    assert label("1") == "bad"
-    db.execute("DELETE FROM verdicts WHERE id = 1")
-    assert sync(project) == {"labels": 1}
-    assert label("1") is None
-    write_messages(range(99, 100))  # its label was there first
-    project.run()
-    assert label("99") == "bad"
-    assert vectors_written(store) == before + 1
-
-
-def vectors_written(store: Connection) -> int:
-    return rows_written(store)["vector_messages_v1"]
-
-
-def test_labels_and_predictions_of_columns_never_touch_a_vector(
-    project: Project, db: Connection, store: Connection, write_messages: Write
-) -> None:
-    db.execute("ALTER TABLE messages ADD verdict text, ADD guess text, ADD p real")
-    project.use_case(
-        label={"column": "verdict"}, prediction={"column": "guess", "score": "p"}
-    )
-    write_messages(range(10))
-    db.execute("UPDATE messages SET guess = 'good', p = 0.5")
-    project.run()
-    before = vectors_written(store)
-    db.execute("UPDATE messages SET verdict = 'bad', p = 0.75 WHERE id < 4")
-    assert sync(project) == {"read": 4, "labels": 4}
-    row = store.execute(
-        "SELECT prediction, score, label FROM embeddings.messages WHERE key = '3'"
-    ).fetchone()
-    assert row == ("good", 0.75, "bad")
-    db.execute("UPDATE messages SET verdict = NULL WHERE id < 2")
-    assert sync(project) == {"read": 2, "labels": 2}
-    assert vectors_written(store) == before
-
-
-def test_a_use_case_that_drops_its_labels_forgets_them(
-    project: Project, db: Connection, store: Connection, write_messages: Write
-) -> None:
-    project.use_case(label={"column": "author"})
-    write_messages(range(5))
-    project.run()
-    project.use_case(label=None)
-    assert sync(project)["labels"] == 5
-    assert keys(store, "embedline.label") == set()
-
-
 def test_a_lost_ledger_row_is_found_again(
     project: Project, store: Connection, write_messages: Write
 ) -> None:
@@ -593,7 +618,7 @@ def test_a_lost_ledger_row_is_found_again(
     "change",
     [
         "horizon = '99999999999'::xid8",
-        "horizon = '3'::xid8, system_identifier = 1",
+        "server = '7 since 2026-01-01'",
         "definition = '{\"data\": null}'",
     ],
 )

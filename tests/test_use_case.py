@@ -103,6 +103,15 @@ def test_a_password_in_the_file_is_refused_and_not_repeated(
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dsn", ["not a hunter2", "password='hunter2", "hunter2%zz://"])
+def test_what_is_no_connection_string_is_refused_and_not_repeated(
+    tmp_path: Path, dsn: str
+) -> None:
+    with pytest.raises(ConfigError, match="is no connection string") as caught:
+        load(tmp_path, {"source": {"connection": None, "dsn": dsn}})
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_password_may_come_from_the_environment(tmp_path: Path) -> None:
     dsn = "postgresql://me:${PASSWORD}@db/app"
     assert load(tmp_path, {"source": {"connection": None, "dsn": dsn}}).source.dsn
@@ -116,6 +125,9 @@ def test_a_password_may_come_from_the_environment(tmp_path: Path) -> None:
         ("- a\n- b\n", "must be a mapping of fields"),
         ("", "must be a mapping of fields"),
         ("a: !!python/object/apply:os.system [true]\n", "is not valid YAML"),
+        ("description: 2026-02-30\n", "is not valid YAML: day is out of range"),
+        ("a: " + "[" * 5000, "is not valid YAML"),
+        ("a: 1" + "0" * 5000, "is not valid YAML"),
     ],
 )
 def test_what_is_no_proper_yaml_is_refused(
@@ -130,15 +142,17 @@ def test_what_is_no_proper_yaml_is_refused(
 
 def test_labels_may_be_a_column_or_a_table(tmp_path: Path) -> None:
     table = {"table": "l", "key": ["a", "b"], "label": "value"}
-    label = load(tmp_path, {"label": table}).label
+    key = {"source": {"key": ["x", "y"]}}
+    label = load(tmp_path, {"label": table, **key}).label
     assert isinstance(label, LabelTable)
     assert label.key == ("a", "b")
     assert load(tmp_path, {"label": {"column": "x"}}).label is not None
 
 
-def test_text_leaves_out_what_is_null(tmp_path: Path) -> None:
-    case = load(tmp_path, {"source": {"separator": " | "}})
-    assert case.text(["a", None, "", "b"]) == "a |  | b"
+def test_a_label_needs_as_many_key_columns_as_its_record(tmp_path: Path) -> None:
+    label = {"table": "l", "key": "a", "label": "value"}
+    with pytest.raises(ConfigError, match=r"label.key has 1 columns, source.key 2"):
+        load(tmp_path, {"source": {"key": ["a", "b"]}, "label": label})
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ class Encoder(Protocol):
         `InputError`, or anything else, when an input cannot be encoded."""
         ...
 
+    def probe(self) -> Encoded:
+        """Encode something that is known to be fine, to tell a bad input from an
+        encoder that no longer works. Raises what `encode` raises."""
+        ...
+
 
 def load(version: ModelVersion, *, device: str, batch_tokens: int) -> Encoder:
     """The encoder a model version's vectors were and are made with. Raises

@@ -75,6 +75,9 @@ class TextEncoder:
             truncated=truncated,
         )
 
+    def probe(self) -> Encoded:
+        return self.encode(["one, two, three"])
+
     def _tokenize(self, inputs: Sequence[str]) -> tuple[list[list[int]], int]:
         encoded = self._tokenizer(
             list(inputs),

@@ -88,6 +88,8 @@ def release(home: Path | None = None) -> list[Path]:
     folders = [*_held] if home is None else [home.resolve() / "postgres"]
     in_use = []
     for folder in folders:
+        if folder not in _held:
+            continue
         with _held.pop(folder) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -52,10 +52,12 @@ def encode(
 def unfit(vectors: npt.NDArray[np.float32], storage: str) -> npt.NDArray[np.bool_]:
     """Rows the store must not take: not finite, all zero (no direction, so no cosine
     and no place in the index), or beyond what a halfvec holds."""
-    bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
+    bad = ~np.isfinite(vectors).all(axis=1)
     if storage == "halfvec":
         bad |= (np.abs(vectors) > _MAX_HALF).any(axis=1)
-    return np.asarray(bad)
+        with np.errstate(over="ignore", under="ignore"):
+            vectors = vectors.astype(np.float16)  # may round to zero
+    return np.asarray(bad | ~vectors.any(axis=1))
 
 
 def _block(

@@ -7,10 +7,11 @@ in one table; another fingerprint is another version, filled beside the serving 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
@@ -58,10 +59,21 @@ class ModelVersion:
     def serves(self) -> bool:
         return self.state == "active"
 
+    def text(self, parts: Iterable[str | None]) -> str:
+        """The model's input, from the input columns that are not null."""
+        separator: str = self.spec["separator"]
+        return separator.join(p for p in parts if p is not None)
+
 
 def open_use_case(store: Connection, name: str) -> int:
     """The use case's id, made on first sight. Takes its lock until the transaction
     ends: one sync, registration or promotion at a time."""
+    use_case = register(store, name)
+    lock(store, use_case)
+    return use_case
+
+
+def register(store: Connection, name: str) -> int:
     store.execute(
         "INSERT INTO embedline.use_case (name) VALUES (%s) ON CONFLICT DO NOTHING",
         [name],
@@ -70,10 +82,13 @@ def open_use_case(store: Connection, name: str) -> int:
         "SELECT id FROM embedline.use_case WHERE name = %s", [name]
     ).fetchone()
     assert row is not None
-    store.execute(
-        "SELECT pg_advisory_xact_lock(hashtext('embedline.use_case'), %s)", [row[0]]
-    )
     return int(row[0])
+
+
+def lock(store: Connection, use_case: int) -> None:
+    store.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('embedline.use_case'), %s)", [use_case]
+    )
 
 
 def use_case_id(store: Connection, name: str) -> int:
@@ -132,10 +147,39 @@ def ensure(
         " WHERE use_case = %s AND state <> 'retired' AND distance <> %s",
         [distance, use_case, distance],
     )
+    # the same vectors of the same files, which may have moved
     store.execute(
-        "SELECT embedline.refresh_view(%s, %s)", [use_case, prediction_from_source]
+        "UPDATE embedline.model_version SET spec = %s WHERE id = %s AND spec <> %s",
+        [Jsonb(recipe.spec), match[0].id, Jsonb(recipe.spec)],
     )
+    _refresh_view(store, use_case, prediction_from_source)
     return live(store, use_case)
+
+
+def _refresh_view(
+    store: Connection, use_case: int, prediction_from_source: bool
+) -> None:
+    try:
+        store.execute(
+            "SELECT embedline.refresh_view(%s, %s)", [use_case, prediction_from_source]
+        )
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise StoreError(
+            "the use case's view must be made anew, since its vectors are of another "
+            f"size or type, but {error.diag.message_detail}; drop what depends on it "
+            "and make it again afterwards"
+        ) from error
+
+
+def pending(store: Connection, version: ModelVersion) -> int:
+    """Records that wait for a vector of this version, dead ones left out."""
+    row = store.execute(
+        "SELECT count(*) FROM embedline.ledger"
+        " WHERE model_version = %s AND pending AND dead_at IS NULL",
+        [version.id],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def mark_ready(store: Connection, version: ModelVersion) -> None:
@@ -151,15 +195,17 @@ def promote(
 ) -> ModelVersion:
     """Make the ready version the serving one, and its view, in one transaction."""
     with store.transaction():
-        store.execute(
-            "SELECT pg_advisory_xact_lock(hashtext('embedline.use_case'), %s)",
-            [use_case],
-        )
+        lock(store, use_case)
         versions = live(store, use_case)
         ready = [v for v in versions if v.state == "ready"]
         if not ready:
             states = ", ".join(f"{v.version}: {v.state}" for v in versions)
             raise StoreError(f"no version is ready to be promoted (versions: {states})")
+        if waiting := pending(store, ready[0]):
+            raise StoreError(
+                f"version {ready[0].version} has {waiting} records waiting by now; "
+                "run the use case first"
+            )
         for serving in (v for v in versions if v.serves):
             retire(store, serving)
         store.execute(
@@ -167,9 +213,7 @@ def promote(
             " SET state = 'active', activated_at = now() WHERE id = %s",
             [ready[0].id],
         )
-        store.execute(
-            "SELECT embedline.refresh_view(%s, %s)", [use_case, prediction_from_source]
-        )
+        _refresh_view(store, use_case, prediction_from_source)
     log.info("promoted use_case=%d version=%d", use_case, ready[0].version)
     return ready[0]
 

@@ -30,7 +30,7 @@ $$;
 
 CREATE OR REPLACE FUNCTION embeddings.nearest(
     use_case text, query vector, k int DEFAULT 10)
-RETURNS SETOF embeddings.neighbor
+RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE STRICT
 SET search_path FROM CURRENT
 AS $$
@@ -68,7 +68,7 @@ COMMENT ON FUNCTION embeddings.nearest(text, vector, int) IS
 
 CREATE OR REPLACE FUNCTION embeddings.neighbors(
     use_case text, key text, k int DEFAULT 10, unit int DEFAULT 0)
-RETURNS SETOF embeddings.neighbor
+RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE STRICT
 SET search_path FROM CURRENT
 AS $$

@@ -10,10 +10,13 @@ CREATE TABLE embedline.use_case (
     name       text NOT NULL UNIQUE CHECK (name ~ '^[a-z][a-z0-9_]{0,39}$'),
     created_at timestamptz NOT NULL DEFAULT now(),
     deletes_withheld bigint NOT NULL DEFAULT 0,
+    labels_withheld  bigint NOT NULL DEFAULT 0,
     view_definition  text
 );
 COMMENT ON COLUMN embedline.use_case.deletes_withheld IS
     'records gone from the source that the delete guard keeps until they are allowed to go';
+COMMENT ON COLUMN embedline.use_case.labels_withheld IS
+    'labels gone from the source that the delete guard keeps until they are allowed to go';
 
 CREATE TABLE embedline.model_version (
     id           int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -52,6 +55,8 @@ CREATE TABLE embedline.run (
                 CHECK (state IN ('running', 'success', 'failed')),
     error       text,
     started_at  timestamptz NOT NULL DEFAULT now(),
+    failed_stage text,
+    synced_at   timestamptz,
     finished_at timestamptz,
     -- what the sync found
     read        bigint NOT NULL DEFAULT 0,
@@ -59,7 +64,7 @@ CREATE TABLE embedline.run (
     changed     bigint NOT NULL DEFAULT 0,
     deleted     bigint NOT NULL DEFAULT 0,
     labels      bigint NOT NULL DEFAULT 0,
-    null_keys   bigint NOT NULL DEFAULT 0,
+    unusable_keys bigint NOT NULL DEFAULT 0,
     -- what the workers did
     embedded    bigint NOT NULL DEFAULT 0,
     vectors     bigint NOT NULL DEFAULT 0,
@@ -69,9 +74,11 @@ CREATE TABLE embedline.run (
     failed      bigint NOT NULL DEFAULT 0,
     UNIQUE (use_case, external_id)
 );
+COMMENT ON COLUMN embedline.run.failed_stage IS 'the stage that failed, until it is tried again';
+COMMENT ON COLUMN embedline.run.synced_at IS 'what was queued later is another run''s business';
 COMMENT ON COLUMN embedline.run.read IS 'rows of the source the sync looked at more closely than their key';
 COMMENT ON COLUMN embedline.run.labels IS 'labels added, corrected or withdrawn';
-COMMENT ON COLUMN embedline.run.null_keys IS 'rows of the source without a key: they cannot be stored';
+COMMENT ON COLUMN embedline.run.unusable_keys IS 'rows of the source without a key, or with one of more than 2,000 bytes: they cannot be stored';
 COMMENT ON COLUMN embedline.run.embedded IS 'records whose vectors were computed and stored';
 COMMENT ON COLUMN embedline.run.truncated IS 'embedded records longer than the model''s maximum length';
 COMMENT ON COLUMN embedline.run.deferred IS 'records that changed or vanished between sync and embed: the next sync sees to them';
@@ -82,12 +89,15 @@ CREATE TABLE embedline.source_cursor (
     use_case          int NOT NULL REFERENCES embedline.use_case,
     relation          text NOT NULL CHECK (relation IN ('records', 'labels')),
     definition        jsonb NOT NULL,
-    system_identifier bigint,
-    horizon           xid8,
+    server            text NOT NULL,
+    horizon           xid8 NOT NULL,
     synced_at         timestamptz NOT NULL DEFAULT now(),
     full_at           timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (use_case, relation)
 );
+COMMENT ON COLUMN embedline.source_cursor.server IS
+    'the source''s system identifier and start: a horizon means nothing to another server, or one put back from a backup';
+COMMENT ON COLUMN embedline.source_cursor.full_at IS 'when every row was last read, changed or not';
 COMMENT ON COLUMN embedline.source_cursor.horizon IS
     'pg_snapshot_xmin of that look: every row version written later has xmin at or after it';
 
@@ -165,7 +175,7 @@ COMMENT ON COLUMN embedline.label.arrived_at IS 'when this store first saw the l
 
 -- What a search returns. A named type, since a function cannot both take and return
 -- a column called `key`.
-CREATE TYPE embeddings.neighbor AS (
+CREATE TYPE embedline.neighbor AS (
     key        text,
     unit       int,
     distance   float8,

@@ -1,0 +1,232 @@
+"""Model versions: built beside the serving one, promoted whole, never mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding_tasks import run, status
+from embedding_tasks.connections import Connection
+from embedding_tasks.encoders.text import TextEncoder
+from embedding_tasks.errors import StoreError, ThresholdError
+from embedding_tasks.store import versions
+from tests.fix_models import ENCODE, poison
+from tests.fix_project import Project
+
+Write = Callable[..., None]
+
+
+def test_a_new_fingerprint_builds_beside_the_serving_version_and_is_promoted(
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    make_model: Callable[..., Any],
+) -> None:
+    full_use_case.run()
+    other = make_model(hidden=48, seed=5)
+    full_use_case.use_case(encoder={"model": str(other)}, auto_promote=False)
+    request = full_use_case.request()
+    run.sync_stage(request)
+    row = store.execute(
+        "SELECT count(*), min(vector_dims(embedding)) FROM embeddings.messages"
+    ).fetchone()
+    assert row == (120, 32)  # the old one serves on
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    run.sync_stage(request)
+    assert run.embed_stage(request, 0)["embedded"] == 121  # the change goes to both
+    run.publish_stage(request)
+    states = [(n["model_version"], n["state"]) for n in status.of(store)]
+    assert states == [(1, "active"), (2, "ready")]
+    full_use_case.use_case(auto_promote=True)
+    full_use_case.run()
+    row = store.execute(
+        "SELECT count(*), min(vector_dims(embedding)), min(model_version),"
+        " count(prediction) FROM embeddings.messages"
+    ).fetchone()
+    assert row == (120, 48, 2, 120)
+    db.execute("DELETE FROM messages WHERE id = 5")
+    full_use_case.run()
+    row = store.execute(
+        "SELECT count(*) FROM embedline.vector_messages_v1 WHERE key = '5'"
+    ).fetchone()
+    assert row == (0,)  # gone from the retired version, too
+
+
+def test_a_model_replaced_in_place_builds_a_new_version_and_never_mixes(
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    make_model: Callable[..., Any],
+) -> None:
+    folder = make_model(seed=6)
+    full_use_case.use_case(encoder={"model": str(folder)})
+    full_use_case.run()
+    retrained = make_model(seed=7)
+    (folder / "model.safetensors").write_bytes(
+        (retrained / "model.safetensors").read_bytes()
+    )
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    full_use_case.run()
+    assert [n["model_version"] for n in status.of(store)] == [2]
+    wanted = project_with(full_use_case, retrained, store)
+    got = store.execute(
+        "SELECT key, embedding::real[] FROM embeddings.messages ORDER BY key"
+    ).fetchall()
+    for (_, left), (_, right) in zip(wanted, got, strict=True):
+        assert left == pytest.approx(right, abs=1e-5)
+
+
+def project_with(project: Project, model: Any, store: Connection) -> list[Any]:
+    project.use_case(encoder={"model": str(model)})
+    project.run()
+    return store.execute(
+        "SELECT key, embedding::real[] FROM embeddings.messages ORDER BY key"
+    ).fetchall()
+
+
+def states(store: Connection) -> list[tuple[int, str]]:
+    return [(n["model_version"], n["state"]) for n in status.of(store)]
+
+
+def vectors(store: Connection, version: int) -> dict[str, np.ndarray]:
+    rows = store.execute(
+        f"SELECT key, embedding::real[] FROM embedline.vector_messages_v{version}"
+    )
+    return {key: np.array(vector) for key, vector in rows}
+
+
+def test_a_version_with_too_many_dead_records_does_not_serve(
+    full_use_case: Project,
+    store: Connection,
+    make_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(
+        encoder={"model": str(make_model(seed=5))}, retry={"max_attempts": 1}
+    )
+    poison(monkeypatch, "number 1")
+    with pytest.raises(ThresholdError, match=r"in model version 2 \(building\)"):
+        full_use_case.run()
+    assert states(store) == [(1, "active"), (2, "building")]
+    monkeypatch.setattr(TextEncoder, "encode", ENCODE)
+    full_use_case.run(reembed=True)
+    assert states(store) == [(2, "active")]
+
+
+def test_a_version_that_has_fallen_behind_is_not_promoted(
+    full_use_case: Project,
+    store: Connection,
+    make_model: Callable[..., Any],
+    write_messages: Write,
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(
+        encoder={"model": str(make_model(seed=5))}, auto_promote=False
+    )
+    full_use_case.run()
+    assert states(store) == [(1, "active"), (2, "ready")]
+    write_messages(range(200, 250))
+    run.sync_stage(full_use_case.request())
+    use_case = versions.use_case_id(store, "messages")
+    with pytest.raises(StoreError, match="version 2 has 50 records waiting by now"):
+        versions.promote(store, use_case, prediction_from_source=False)
+    full_use_case.run()
+    versions.promote(store, use_case, prediction_from_source=False)
+    assert states(store) == [(2, "active")]
+
+
+@pytest.mark.parametrize(
+    "change", [{"input": ["body", "author"]}, {"separator": " / "}], ids=str
+)
+def test_each_version_is_made_of_its_own_inputs(
+    full_use_case: Project, db: Connection, store: Connection, change: dict[str, Any]
+) -> None:
+    """The serving version follows the source with the inputs it was made of."""
+    full_use_case.use_case(source={"input": ["body", "author"], **{"separator": "\n"}})
+    if "input" in change:
+        full_use_case.use_case(source={"input": ["body"]})
+    full_use_case.run()
+    full_use_case.use_case(source=change, auto_promote=False)
+    before = vectors(store, 1)
+    request = full_use_case.request()
+    run.sync_stage(request)
+    assert run.embed_stage(request, 0)["embedded"] == 120  # the new version alone
+    assert all((before[key] == v).all() for key, v in vectors(store, 1).items())
+    db.execute("UPDATE messages SET body = 'message number 1' WHERE id = 4")
+    full_use_case.run()
+    for version in (1, 2):
+        made = vectors(store, version)
+        np.testing.assert_allclose(made["4"], made["1"], atol=1e-5)
+    assert np.abs(vectors(store, 1)["1"] - vectors(store, 2)["1"]).max() > 1e-2
+
+
+def test_a_column_may_go_once_a_version_without_it_is_built(
+    full_use_case: Project, db: Connection, store: Connection
+) -> None:
+    full_use_case.use_case(source={"input": ["body", "author"], "tags": []})
+    full_use_case.run()
+    full_use_case.use_case(source={"input": "body"})
+    db.execute("ALTER TABLE messages DROP author")
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    full_use_case.run()
+    assert states(store) == [(2, "active")]
+    assert status.of(store)[0]["stored"] == 120
+
+
+def test_a_model_may_move(
+    full_use_case: Project,
+    store: Connection,
+    make_model: Callable[..., Any],
+    write_messages: Write,
+) -> None:
+    folder = make_model(seed=5)
+    full_use_case.use_case(encoder={"model": str(folder)})
+    full_use_case.run()
+    moved = folder.rename(folder.with_name("moved"))
+    full_use_case.use_case(encoder={"model": str(moved)})
+    write_messages(range(200, 210))
+    assert full_use_case.run()["embedded"] == 10
+    assert states(store) == [(1, "active")]
+
+
+def test_what_depends_on_the_view_is_named_when_it_must_be_made_anew(
+    full_use_case: Project, store: Connection, make_model: Callable[..., Any]
+) -> None:
+    full_use_case.run()
+    store.execute("CREATE VIEW public.mine AS SELECT key FROM embeddings.messages")
+    full_use_case.use_case(encoder={"model": str(make_model(hidden=48))})
+    with pytest.raises(StoreError, match=r"view mine depends on view embeddings"):
+        full_use_case.run()
+    assert states(store) == [(1, "active"), (2, "building")]
+    store.execute("DROP VIEW public.mine")
+    assert full_use_case.run()["embedded"] == 0
+    assert states(store) == [(2, "active")]
+
+
+def test_a_view_made_anew_keeps_its_rights_and_options(
+    full_use_case: Project, store: Connection, make_model: Callable[..., Any]
+) -> None:
+    full_use_case.run()
+    role = f"reader_{store.info.dbname}"
+    store.execute(f"CREATE ROLE {role}")
+    store.execute(
+        f"GRANT SELECT ON embeddings.messages TO {role} WITH GRANT OPTION;"
+        f"GRANT UPDATE (label) ON embeddings.messages TO {role};"
+        "ALTER VIEW embeddings.messages SET (security_barrier = true)"
+    )
+    rights = (
+        "SELECT relacl::text, reloptions, (SELECT array_agg(attacl::text)"
+        " FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL)"
+        " FROM pg_class c WHERE oid = 'embeddings.messages'::regclass"
+    )
+    try:
+        before = store.execute(rights).fetchone()
+        full_use_case.use_case(encoder={"model": str(make_model(hidden=48))})
+        full_use_case.run()
+        assert store.execute(rights).fetchone() == before
+    finally:
+        store.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
