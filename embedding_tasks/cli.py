@@ -209,8 +209,9 @@ def _print_status(row: dict[str, Any]) -> None:
     _say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
     if row["oldest_pending_age"]:
         _say(f"  oldest pending since {row['oldest_pending_age']}")
-    if row["deletes_withheld"]:
-        _say(f"  [red]{row['deletes_withheld']} deletions withheld[/red]")
+    for what in ("deletes", "labels"):
+        if withheld := row[f"{what}_withheld"]:
+            _say(f"  [red]{withheld} {what} withheld by the delete guard[/red]")
     last = f"last run {row['last_run_kind'] or ''} {row['last_run_state'] or 'never'}"
     success = _plain(row["last_success"]) or "never"
     _say(f"  {last}; last success {success}")

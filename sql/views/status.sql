@@ -14,6 +14,7 @@ SELECT
     l.dead,
     l.skipped,
     u.deletes_withheld,
+    u.labels_withheld,
     now() - l.oldest_pending AS oldest_pending_age,
     c.synced_at,
     success.finished_at AS last_success,
