@@ -15,7 +15,8 @@ QUESTIONS: list[tuple[str, LiteralString]] = [
     (
         "Coverage and backlog",
         """\
-SELECT wanted, stored, round(coverage::numeric, 4) AS coverage, pending, dead, last_run
+SELECT wanted, stored, round(coverage::numeric, 4) AS coverage,
+       pending, dead, last_run
 FROM embedline.status WHERE use_case = 'tweets'""",
     ),
     (

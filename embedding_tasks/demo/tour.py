@@ -92,7 +92,8 @@ def _train(console: Console, production: Connection) -> None:
         trained = train(production, folder, advance)
     console.print(
         f"model: MiniLM with a new head, trained on {trained.rows} tweets of the first "
-        f"days; accuracy {trained.accuracy:.1%} on {trained.held_out} held out"
+        f"days; accuracy {trained.accuracy:.1%} on {trained.held_out} held out",
+        soft_wrap=True,
     )
 
 
@@ -172,7 +173,7 @@ def _first_load(stage: _Stage) -> None:
 def _day(day: date, stage: _Stage) -> None:
     happened = source.pass_day(stage.production, day)
     facts = ", ".join(f"{count} {what}" for what, count in happened.items())
-    stage.console.print(f"  in production: {facts}", highlight=False)
+    stage.console.print(f"  in production: {facts}", highlight=False, soft_wrap=True)
     run_id = _run_id(day)
     if not stage.airflow.exists(f"/dags/{DAG}/dagRuns/{run_id}"):
         body = {"dag_run_id": run_id, "logical_date": None}
@@ -225,7 +226,7 @@ def _follow(stage: _Stage, run_id: str) -> None:
     assert row is not None
     names = ("new", "changed", "deleted", "labels changed", "embedded")
     facts = ", ".join(f"{n} {what}" for what, n in zip(names, row, strict=True))
-    stage.console.print(f"  in the store: {facts}", highlight=False)
+    stage.console.print(f"  in the store: {facts}", highlight=False, soft_wrap=True)
 
 
 def _coverage(store: Connection) -> float:

@@ -33,6 +33,8 @@ from embedding_tasks.errors import EmbedlineError
 from embedding_tasks.local import postgres
 from embedding_tasks.store.connection import conninfo, open_store
 
+# Ctrl-C, kill, and the end of the terminal
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 USER = "admin"
 POOL = {"name": "gpu", "slots": 1, "description": "embedding tasks, one per device"}
@@ -162,7 +164,8 @@ def _components(
     names: list[str], home: Path, environment: Mapping[str, str]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     processes: list[subprocess.Popen[bytes]] = []
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT, too: a shell that starts a job in the background has it ignored
+    previous = {number: signal.signal(number, _interrupt) for number in _STOPS}
     try:
         for name in names:
             with (home / f"{name}.log").open("wb") as log:
@@ -179,7 +182,8 @@ def _components(
         yield processes
     finally:
         _stop(processes)
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: object) -> None:
