@@ -54,7 +54,8 @@ def main() -> None:
     try:
         app()
     except EmbedlineError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        text = f"[red]error:[/red] {escape(str(error))}"
+        err.print(text, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
