@@ -10,11 +10,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from embedding_tasks import encoders, source
+from embedding_tasks import encoders
 from embedding_tasks.connections import Connection, Resolve, blame, for_source
 from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import EmbedlineError, SourceError
-from embedding_tasks.source import Extract
+from embedding_tasks.source import extract, snapshot
+from embedding_tasks.source.extract import Extract
 from embedding_tasks.store import versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion, Recipe
@@ -64,39 +65,39 @@ def use_case(
 
 def _source(use_case: UseCase, resolve: Resolve | None) -> str:
     with (
-        source.snapshot(for_source(use_case.source, resolve)) as connection,
+        snapshot.take(for_source(use_case.source, resolve)) as connection,
         blame(source=connection),
     ):
-        records = source.records(connection, use_case)
+        records = extract.records(connection, use_case)
         rows = _readable(connection, records)
         detail = [f"{records.relation.name}: {rows}, strategy {records.strategy}"]
         if isinstance(use_case.label, LabelTable):
-            labels = source.labels(connection, use_case.label)
+            labels = extract.labels(connection, use_case.label)
             detail.append(f"{labels.relation.name}: {_readable(connection, labels)}")
     return "; ".join(detail)
 
 
-def _readable(connection: Connection, extract: Extract) -> str:
+def _readable(connection: Connection, taken: Extract) -> str:
     """Runs what a sync will run, and looks for keys that name no single row."""
     try:
         connection.execute(
-            sql.SQL("SELECT * FROM ({}) AS r LIMIT 100").format(extract.everything())
+            sql.SQL("SELECT * FROM ({}) AS r LIMIT 100").format(taken.everything())
         )
         row = connection.execute(
             sql.SQL(
                 "SELECT count(*), count(key), count(DISTINCT key) FROM ({}) AS k (key,"
                 " early)"
-            ).format(extract.keys())
+            ).format(taken.keys())
         ).fetchone()
     except psycopg.OperationalError:
         raise
     except psycopg.Error as error:
-        raise SourceError(f"{extract.relation.name}: {str(error).strip()}") from error
+        raise SourceError(f"{taken.relation.name}: {str(error).strip()}") from error
     assert row is not None
     rows, with_key, distinct = row
     if distinct < with_key:
         raise SourceError(
-            f"{extract.relation.name}: the key ({', '.join(extract.key_columns)}) is "
+            f"{taken.relation.name}: the key ({', '.join(taken.key_columns)}) is "
             f"not unique: {with_key} rows have {distinct} different keys"
         )
     nulls = f", {rows - with_key} without a key (left out)" if rows > with_key else ""

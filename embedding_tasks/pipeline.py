@@ -19,7 +19,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
-from embedding_tasks import encoders, ledger, source
+from embedding_tasks import encoders, ledger
 from embedding_tasks.connections import Connection, blame, usable
 from embedding_tasks.encoders import Encoded, Encoder
 from embedding_tasks.errors import (
@@ -29,7 +29,8 @@ from embedding_tasks.errors import (
     TransientError,
 )
 from embedding_tasks.ledger import Lease
-from embedding_tasks.source import Input
+from embedding_tasks.source import extract, snapshot
+from embedding_tasks.source.snapshot import Input
 from embedding_tasks.store import copy
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.store.write import Finished, write
@@ -141,13 +142,13 @@ class Worker:
 
     def _read(self, lease: Lease) -> list[Input]:
         with (
-            source.snapshot(self.source_conninfo) as connection,
+            snapshot.take(self.source_conninfo) as connection,
             blame(source=connection),
         ):
-            inputs = source.inputs(
+            inputs = extract.inputs(
                 connection, self.use_case, self.version.spec["input"]
             )
-            found = source.read_inputs(connection, inputs, sorted(lease.hashes))
+            found = snapshot.read_inputs(connection, inputs, sorted(lease.hashes))
         # a key may come back in other words: 1.0 is found by 1
         current = [
             i for key, i in found.items() if i.hash == lease.hashes.get(key, b"")

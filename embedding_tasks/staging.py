@@ -19,10 +19,11 @@ from typing import Any, Literal, LiteralString
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from embedding_tasks import source
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SourceError
-from embedding_tasks.source import Extract, Position
+from embedding_tasks.source import snapshot
+from embedding_tasks.source.extract import Extract
+from embedding_tasks.source.snapshot import Position
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import Window
 
@@ -110,7 +111,7 @@ def _stage(
     known: Callable[[Target], list[str]],
 ) -> bool:
     incoming, seen = _names(relation)
-    position = source.position(connection)
+    position = snapshot.position(connection)
     cursor = _cursor(target, relation)
     reason = _why_full(extract, cursor, position)
     if reason or cursor is None:
@@ -190,7 +191,7 @@ def _copy(
     )
     out = sql.SQL("COPY ({}) TO STDOUT").format(select)
     with (
-        source.refusals(connection, extract),
+        snapshot.refusals(connection, extract),
         target.store.cursor().copy(into) as writer,
         connection.cursor().copy(out) as reader,
     ):

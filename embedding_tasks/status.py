@@ -7,8 +7,8 @@ from typing import Any
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from embedding_tasks import source
 from embedding_tasks.connections import Connection, Resolve, blame, for_source
+from embedding_tasks.source import extract, snapshot
 from embedding_tasks.store import versions
 from embedding_tasks.use_case import UseCase
 
@@ -32,11 +32,11 @@ def explain(
     use_case_id = versions.use_case_id(store, use_case.name)
     serving = versions.active(store, use_case.name)
     with (
-        source.snapshot(for_source(use_case.source, resolve)) as connection,
+        snapshot.take(for_source(use_case.source, resolve)) as connection,
         blame(source=connection),
     ):
-        extract = source.records(connection, use_case, inputs=[serving.spec["input"]])
-        found = source.describe_record(connection, extract, key)
+        taken = extract.records(connection, use_case, inputs=[serving.spec["input"]])
+        found = snapshot.describe_record(connection, taken, key)
     known = _ledger(store, serving.id, key)
     vectors = store.execute(
         sql.SQL(
@@ -48,7 +48,7 @@ def explain(
     return {
         "use_case": use_case.name,
         "key": key,
-        "verdict": _verdict(found, known, extract.start),
+        "verdict": _verdict(found, known, use_case.source.start),
         "source": found,
         "ledger": known,
         "model_version": serving.version,

@@ -70,6 +70,9 @@ class DeleteGuard(Part):
     share: float = Field(0.2, ge=0, le=1)
     rows: int = Field(100, ge=0)
 
+    def forbids(self, deletions: int, known: int) -> bool:
+        return deletions > self.rows and deletions > self.share * known
+
 
 class Source(Part):
     connection: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")

@@ -86,7 +86,7 @@ def test_a_backfill_after_the_fact_ends_as_one_full_run(
 KILLED_RUN = [sys.executable, "-W", "ignore", "-m", "tests.killed_run"]
 DEATHS = [
     # sync: before anything is applied, half applied, all but committed
-    ("embedding_tasks.source.position", 1, "after"),
+    ("embedding_tasks.source.snapshot.position", 1, "after"),
     ("embedding_tasks.staging._save_cursor", 1, "after"),
     ("embedding_tasks.sync._enqueue", 1, "after"),
     ("embedding_tasks.run._count", 1, "after"),

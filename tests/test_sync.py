@@ -13,9 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from embedding_tasks import run, source, status
+from embedding_tasks import run, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, SourceError, ThresholdError
+from embedding_tasks.source import extract, snapshot
 from embedding_tasks.use_case import Window
 from tests.fix_postgres import start_server
 from tests.fix_project import Project, keys, rows_written, sync
@@ -637,18 +638,18 @@ def test_old_transaction_ids_are_compared_in_a_circle(
 ) -> None:
     """A horizon far ahead in the 32-bit circle still lets younger ids through."""
     write_messages(range(3))
-    with source.snapshot(project.raw["source"]["dsn"]) as connection:
-        extract = source.records(connection, project.use_case())
+    with snapshot.take(project.raw["source"]["dsn"]) as connection:
+        taken = extract.records(connection, project.use_case())
 
         def seen(horizon: int) -> int:
             count = sql.SQL("SELECT count(*) FROM ({}) AS r").format(
-                extract.changed_since(horizon)
+                taken.changed_since(horizon)
             )
             row = connection.execute(count).fetchone()
             assert row is not None
             return int(row[0])
 
-        now = source.position(connection).horizon
+        now = snapshot.position(connection).horizon
         assert seen(now) == 0
         assert seen(now - 100) == 3
         assert seen(2**32 + now) == 0  # the next epoch, same place

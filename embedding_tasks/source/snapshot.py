@@ -1,0 +1,129 @@
+"""Reading the source, always in one REPEATABLE READ READ ONLY transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.rows import dict_row
+
+from embedding_tasks.connections import Connection, connect
+from embedding_tasks.errors import SourceError
+from embedding_tasks.source.extract import Extract
+
+# Keys and inputs are compared as text, so their text form must not depend on the
+# server's or the role's settings.
+_SESSION = """
+SET LOCAL TIME ZONE 'UTC';
+SET LOCAL DateStyle = 'ISO, MDY';
+SET LOCAL IntervalStyle = 'postgres';
+SET LOCAL bytea_output = 'hex';
+SET LOCAL extra_float_digits = 1;
+"""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a snapshot of the source stands. `server` is the cluster's identifier and
+    when it was started: a copy put back from a backup has the same identifier, and
+    its transaction ids may have caught up with the horizon already."""
+
+    server: str
+    horizon: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """One record as the model is to see it, and the hash of exactly that."""
+
+    key: str
+    hash: bytes | None
+    parts: tuple[str | None, ...]
+
+
+@contextmanager
+def take(conninfo: str) -> Iterator[Connection]:
+    """One consistent look at the source. Raises `DatabaseAway`."""
+    connection = connect(conninfo, role="source")
+    with connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        with connection.transaction():
+            connection.execute(_SESSION)
+            yield connection
+
+
+@contextmanager
+def refusals(connection: Connection, extract: Extract) -> Iterator[None]:
+    """Turn a statement that the source refuses (a filter with a mistake, a missing
+    right, a value that cannot be cast) into `SourceError`."""
+    try:
+        yield
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        if connection.info.transaction_status != pq.TransactionStatus.INERROR:
+            raise
+        message = str(error).strip().split("\n")[0]
+        raise SourceError(f"{extract.relation.name}: {message}") from error
+
+
+def position(connection: Connection) -> Position:
+    row = connection.execute(
+        "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+    ).fetchone()
+    assert row is not None
+    return Position(_server(connection), row[0])
+
+
+def _server(connection: Connection) -> str:
+    row = connection.execute("SELECT pg_postmaster_start_time()::text").fetchone()
+    assert row is not None
+    try:
+        with connection.transaction():
+            system = connection.execute(
+                "SELECT system_identifier FROM pg_control_system()"
+            ).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        system = None
+    return f"{system[0] if system else 'unknown'} since {row[0]}"
+
+
+def read_inputs(
+    connection: Connection, extract: Extract, keys: Sequence[str]
+) -> dict[str, Input]:
+    """The present inputs of these keys. A key that is gone, or that the use case's
+    filter no longer lets through, is missing from the answer."""
+    statement = sql.SQL("SELECT {} FROM {} WHERE {} AND {}").format(
+        sql.SQL(", ").join([extract.key, extract.fields["hash"], *extract.inputs]),
+        extract.relation.from_,
+        extract.has_key(keys),
+        extract.where,
+    )
+    with refusals(connection, extract):
+        rows = connection.execute(statement)
+    return {key: Input(key, digest, tuple(parts)) for key, digest, *parts in rows}
+
+
+def describe_record(
+    connection: Connection, extract: Extract, key: str
+) -> dict[str, Any] | None:
+    """Every field a sync would take of one record, for `embedline explain`. None also
+    where the key is no value of the key columns' types."""
+    try:
+        of_key = extract.of_keys([key])
+    except (ValueError, TypeError):  # of a composite key: no JSON, or of another length
+        return None
+    select = sql.SQL("SELECT * FROM ({}) AS r ({})").format(
+        of_key,
+        sql.SQL(", ").join(map(sql.Identifier, ["key", *extract.fields])),
+    )
+    try:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(select).fetchone()
+    except psycopg.DataError:
+        return None
