@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from psycopg import sql
 
 from embedding_tasks import run, use_case
 from embedding_tasks.connections import Connection
@@ -139,20 +140,29 @@ def sync(project: Project, **options: Any) -> dict[str, int]:
     return {name: n for name, n in counts.items() if n}
 
 
-def rows_written(store: Connection) -> dict[str, int]:
-    """Rows ever inserted, updated or deleted, in every table of records."""
-    store.execute("SELECT pg_stat_force_next_flush()")
-    store.execute("SELECT pg_stat_clear_snapshot()")
-    rows = store.execute(
-        "SELECT relname, n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables"
-        " WHERE schemaname = 'embedline' AND (relname LIKE 'vector_%' OR relname IN"
+def row_versions(store: Connection, like: str = "%") -> set[tuple[str, ...]]:
+    """Every row version of every table of records: a row that is written, if only with
+    what it said before, is another version."""
+    tables = store.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'embedline'::regnamespace"
+        " AND relkind = 'r' AND (relname LIKE 'vector_%%' OR relname IN"
         " ('ledger', 'record', 'prediction', 'label', 'model_version'))"
-    )
-    return dict(rows.fetchall())
+        " AND relname LIKE %s",
+        [like],
+    ).fetchall()
+    return {
+        (table, *version)
+        for (table,) in tables
+        for version in store.execute(
+            sql.SQL("SELECT ctid::text, xmin::text FROM embedline.{}").format(
+                sql.Identifier(table)
+            )
+        )
+    }
 
 
-def vectors_written(store: Connection) -> int:
-    return rows_written(store)["vector_messages_v1"]
+def vector_versions(store: Connection) -> set[tuple[str, ...]]:
+    return row_versions(store, "vector_%")
 
 
 @dataclass(frozen=True)

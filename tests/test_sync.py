@@ -19,7 +19,7 @@ from embedding_tasks.errors import ConfigError, SourceError, ThresholdError
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.use_case import Window
 from tests.fix_postgres import start_server
-from tests.fix_project import Project, keys, rows_written, sync
+from tests.fix_project import Project, keys, row_versions, sync
 
 Write = Callable[..., None]
 
@@ -37,9 +37,9 @@ def test_a_sync_of_unchanged_data_reads_and_writes_nothing(
 ) -> None:
     write_messages(range(20))
     project.run()
-    before = rows_written(store)
+    before = row_versions(store)
     assert sync(project) == {}
-    assert rows_written(store) == before
+    assert row_versions(store) == before
 
 
 def test_only_what_changed_in_the_input_is_wanted_again(
@@ -405,9 +405,9 @@ def test_what_has_no_row_versions_is_scanned(
         db.execute("REFRESH MATERIALIZED VIEW shouted")
     counts = sync(project)
     assert counts == {"read": 9, "changed": 1, "deleted": 1}
-    before = rows_written(store)
+    before = row_versions(store)
     sync(project)
-    assert rows_written(store) == before
+    assert row_versions(store) == before
 
 
 def test_a_filter_lets_rows_in_and_out(
