@@ -64,10 +64,7 @@ def use_case(
 
 
 def _source(use_case: UseCase, resolve: Resolve | None) -> str:
-    with (
-        snapshot.take(for_source(use_case.source, resolve)) as connection,
-        blame(source=connection),
-    ):
+    with snapshot.take(for_source(use_case.source, resolve)) as connection:
         records = extract.records(connection, use_case)
         rows = _readable(connection, records)
         detail = [f"{records.relation.name}: {rows}, strategy {records.strategy}"]
@@ -149,6 +146,6 @@ def _store(use_case: UseCase, made: list[Recipe], resolve: Resolve | None) -> st
     if made and all(v.fingerprint != made[0].fingerprint for v in live):
         return (
             f"version {serving.version} ({serving.dims} dimensions) serves; the next "
-            f"run builds version {serving.version + 1} ({made[0].dims} dimensions)"
+            f"run builds a new one ({made[0].dims} dimensions)"
         )
     return f"version {serving.version} serves, {serving.dims} dimensions"

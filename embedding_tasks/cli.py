@@ -284,16 +284,11 @@ def retry(
 @app.command()
 def promote(name: Name) -> None:
     """Let a finished model version serve in place of the present one."""
-    from embedding_tasks.store import versions
-    from embedding_tasks.store.connection import open_store
+    from embedding_tasks import run as stages
 
-    from_source = isinstance(use_case.find(name).prediction, use_case.PredictionColumn)
-    with open_store() as store:
-        version = versions.promote(
-            store,
-            versions.use_case_id(store, name),
-            prediction_from_source=from_source,
-        )
+    version = stages.promote(
+        stages.Request(use_case=use_case.find(name), external_id="", kind="cli")
+    )
     _say(f"{name}: version {version.version} serves now")
 
 

@@ -57,8 +57,10 @@ def blame(**connections: Connection) -> Iterator[None]:
         yield
     except psycopg.errors.ProgramLimitExceeded:
         raise  # the statement's own, though psycopg calls it operational
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         lost = [role for role, c in connections.items() if c.broken or c.closed]
+        if not (lost or isinstance(error, psycopg.OperationalError)):
+            raise
         failed = [role for role, c in connections.items() if _has_failed(c)]
         role = next(iter([*lost, *failed, *connections]))
         verb = "lost the" if lost else "trouble in the"

@@ -21,10 +21,12 @@ from embedding_tasks.use_case import (
 log = logging.getLogger(__name__)
 
 
-def write_of_columns(target: Target, use_case: UseCase, *, full: bool) -> int:
+def write_of_columns(
+    target: Target, use_case: UseCase, *, full: bool, withheld: bool
+) -> int:
     """Predictions and labels that are columns of the records themselves; `full`: all
-    of them are known, so those of other records can go. Returns how many labels
-    changed."""
+    of them are known, so those of other records can go, unless these records are
+    `withheld`. Returns how many labels changed."""
     if isinstance(use_case.prediction, PredictionColumn):
         _write_predictions(target)
     elif full:
@@ -44,7 +46,9 @@ def write_of_columns(target: Target, use_case: UseCase, *, full: bool) -> int:
             " SELECT key, label, NULL::timestamptz AS labeled_at FROM incoming"
         )
         changed = write_labels(target)
-        return changed + (_withdraw_labels(target, "seen") if full else 0)
+        if full and not withheld:
+            changed += _withdraw_labels(target, "seen")
+        return changed
     if use_case.label is None and full:
         return target.execute(
             "DELETE FROM embedline.label WHERE use_case = %(use_case)s"

@@ -82,10 +82,13 @@ def claim(
 
 
 def renew(store: Connection, lease: Lease) -> None:
+    """Records that are locked are just being written, or wanted anew by a sync:
+    neither needs the lease, and waiting for either could wait for ever."""
     _update_held(
         store,
         "lease_until = now() + make_interval(secs => %(seconds)s)",
         {"token": lease.token, "seconds": lease.seconds},
+        lock="FOR UPDATE SKIP LOCKED",
     )
 
 
@@ -112,7 +115,8 @@ def defer(store: Connection, lease: Lease, keys: Sequence[str], seconds: float) 
     next sync, which looks at them again, sees to them."""
     return _update_held(
         store,
-        f"{_LET_GO}, next_attempt_at = now() + make_interval(secs => %(seconds)s)",
+        f"{_LET_GO}, deferred = true,"
+        " next_attempt_at = now() + make_interval(secs => %(seconds)s)",
         {"token": lease.token, "keys": list(keys), "seconds": seconds},
         which="lease_token = %(token)s AND key = ANY (%(keys)s)",
     )
@@ -192,6 +196,10 @@ def _drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) ->
     ).fetchall()
     outdated = list({key for (key,) in gone})
     store.execute(
+        "DELETE FROM embedline.input WHERE model_version = %s AND key = ANY (%s)",
+        [version.id, outdated],
+    )
+    store.execute(
         "DELETE FROM embedline.prediction WHERE use_case = %s AND key = ANY (%s)"
         " AND model_version = %s",
         [version.use_case, outdated, version.id],
@@ -208,13 +216,14 @@ def _update_held(
     change: LiteralString,
     parameters: dict[str, Any],
     which: LiteralString = "lease_token = %(token)s",
+    lock: LiteralString = "FOR UPDATE",
 ) -> int:
     """Lock in key order first, as everybody does: an UPDATE alone locks in the order
     it happens to scan."""
     return store.execute(
         "WITH held AS MATERIALIZED ("
         f"  SELECT model_version, key FROM embedline.ledger WHERE {which}"
-        "   ORDER BY model_version, key FOR UPDATE)"
+        f"   ORDER BY model_version, key {lock})"
         f" UPDATE embedline.ledger l SET {change} FROM held"
         " WHERE l.model_version = held.model_version AND l.key = held.key",
         parameters,

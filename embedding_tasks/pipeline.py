@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 import numpy as np
-import psycopg
 from psycopg import sql
 
 from embedding_tasks import encoders, ledger
@@ -24,7 +23,6 @@ from embedding_tasks.connections import Connection, blame, usable
 from embedding_tasks.encoders import Encoded, Encoder
 from embedding_tasks.errors import (
     DeviceError,
-    EmbedlineError,
     ModelError,
     TransientError,
 )
@@ -92,6 +90,7 @@ class Worker:
         ledger.take_over(self.store, self.version, self.holder)
         left = ledger.outstanding(self.store, self.version)
         self.drained.pending = left.claimable + left.leased
+        self.progress(self.drained)
         began = time.monotonic()
         while (lease := self._next_lease()) is not None:
             self._work_off(lease)
@@ -102,7 +101,7 @@ class Worker:
         """Whatever stops a worker, what it holds is free at once for others. Where
         that cannot be said any more, it is free when the lease runs out."""
         with (
-            suppress(EmbedlineError, psycopg.Error),
+            suppress(Exception),
             usable(self.store, self.open_store) as store,
         ):
             ledger.release(store, self._token)
@@ -111,6 +110,7 @@ class Worker:
         """None when nothing is left. What others hold is waited for: they finish it,
         or lose it when their lease runs out."""
         batch = self.use_case.batch
+        told = False
         while True:
             self._token = uuid4()
             lease = ledger.claim(
@@ -127,10 +127,13 @@ class Worker:
             if not left.claimable and not left.leased:
                 return None
             # leased by other workers, or locked by a sync that is about to commit
-            log.info(
-                "waiting use_case=%s leased_elsewhere=%d seconds=%.0f",
-                *(self.use_case.name, left.leased, left.seconds),
-            )
+            if left.leased and not told:
+                log.warning(
+                    "waiting use_case=%s rows=%d seconds=%.0f: another run holds them; "
+                    "if it has died, so long",
+                    *(self.use_case.name, left.leased, left.seconds),
+                )
+                told = True
             time.sleep(min(max(left.seconds, 0.1), 2.0))
 
     def _work_off(self, lease: Lease) -> None:
@@ -141,10 +144,7 @@ class Worker:
         ledger.release(self.store, lease.token)
 
     def _read(self, lease: Lease) -> list[Input]:
-        with (
-            snapshot.take(self.source_conninfo) as connection,
-            blame(source=connection),
-        ):
+        with snapshot.take(self.source_conninfo) as connection:
             inputs = extract.inputs(
                 connection, self.use_case, self.version.spec["input"]
             )

@@ -26,9 +26,8 @@ from embedding_tasks.connections import (
 from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import (
     ConfigError,
-    EmbedlineError,
-    ModelError,
-    SourceError,
+    DatabaseAway,
+    StoreError,
     ThresholdError,
 )
 from embedding_tasks.pipeline import Drained, Progress, Worker
@@ -110,7 +109,11 @@ def plan_stage(request: Request) -> int:
     if request.dry_run:
         return 0
     batch = request.use_case.batch
-    with request.open_store() as store, blame(store=store):
+    with (
+        request.open_store() as store,
+        _recorded(store, request, "plan"),
+        blame(store=store),
+    ):
         waiting = 0
         for version in _live(store, request):
             left = ledger.outstanding(store, version)
@@ -144,7 +147,7 @@ def embed_stage(
                 holder=f"{request.external_id}/{worker}",
                 progress=progress,
             )
-            _drain(worker_, live)
+            _drain(worker_, is_followed=version is not live[-1])
             total = _sum(total, worker_.drained)
     counts = asdict(total)
     log.info("embedded use_case=%s %s", request.use_case.name, _facts(counts))
@@ -163,7 +166,8 @@ def publish_stage(request: Request) -> dict[str, Any]:
         _finish_version(store, request, use_case_id, run_id)
         serving = versions.live(store, use_case_id)[0]
         _judge(request.use_case, serving, _left(store, serving, run_id))
-        _judge_withheld(store, request.use_case)
+        if request.window is None:
+            _judge_withheld(store, request.use_case)
         counts = _close(store, run_id)
         numbers = status.of(store, request.use_case.name)[0]
     log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
@@ -179,17 +183,20 @@ def run(request: Request, progress: Progress = lambda drained: None) -> dict[str
     return {**synced, **embedded, **publish_stage(request)}
 
 
-def _drain(worker: Worker, live: list[ModelVersion]) -> None:
-    """When a serving version can no longer be followed (its model's files or a column
-    it is made of are gone), and the version after it is being built, what the old one
-    lacks can only wait for the switch."""
+def _drain(worker: Worker, *, is_followed: bool) -> None:
+    """A serving version that can no longer be kept in step (its model's files or a
+    column are gone, its model has turned out unfit) must not keep the version that is
+    built to follow it from being built. What it then lacks is judged in the end."""
     try:
         worker.drain()
-    except (ModelError, SourceError) as error:
-        if not worker.version.serves or len(live) == 1:
+    except DatabaseAway:
+        raise
+    except Exception as error:
+        if not is_followed:
             raise
-        log.warning(
-            "version %d is no longer followed: %s", worker.version.version, error
+        log.error(
+            "version %d falls behind: %s: %s",
+            *(worker.version.version, type(error).__name__, error),
         )
 
 
@@ -201,9 +208,11 @@ def _finish_version(
     with store.transaction():
         versions.lock(store, use_case_id)  # no sync adds to it meanwhile
         candidates = [v for v in versions.live(store, use_case_id) if not v.serves]
-        if not candidates or versions.pending(store, candidates[0]):
+        if not candidates:
             return
         left = _left(store, candidates[0], run_id)
+        if left.pending or not _is_within(request.use_case, left.deferred, left):
+            return
         _judge(request.use_case, candidates[0], left)
         versions.mark_ready(store, candidates[0])
         if request.use_case.auto_promote:
@@ -214,37 +223,64 @@ def _finish_version(
             )
 
 
+def promote(request: Request) -> ModelVersion:
+    """Let the ready version serve, on demand. Raises `StoreError` where there is none
+    or it has fallen behind, `ThresholdError` where too much of it is dead."""
+    with request.open_store() as store, blame(store=store), store.transaction():
+        use_case_id = versions.use_case_id(store, request.use_case.name)
+        versions.lock(store, use_case_id)
+        for ready in versions.live(store, use_case_id):
+            if ready.state != "ready":
+                continue
+            left = _left(store, ready)
+            if left.pending:
+                raise StoreError(
+                    f"version {ready.version} has {left.pending} records waiting by "
+                    "now; run the use case first"
+                )
+            _judge(request.use_case, ready, left)
+        return versions.promote(
+            store, use_case_id, prediction_from_source=request.prediction_from_source
+        )
+
+
 @dataclass(frozen=True)
 class _Left:
-    """What of a model version a run should have done and has not, in records."""
+    """What of a model version is not done, in records: `pending`, which this run should
+    have done; `deferred`, because the source had moved on, which is the next one's."""
 
     wanted: int
     pending: int
+    deferred: int
     dead: int
 
 
-def _left(store: Connection, version: ModelVersion, run_id: int) -> _Left:
-    """What was queued after this run's sync is another run's to do, and what was put
-    off, because the source had moved on, is the next one's."""
+def _left(store: Connection, version: ModelVersion, run_id: int | None = None) -> _Left:
+    """What was queued after the run's sync is another run's to do."""
     row = store.execute(
         "SELECT count(*) FILTER (WHERE want_hash IS NOT NULL),"
-        "  count(*) FILTER (WHERE pending AND dead_at IS NULL"
-        "    AND queued_at <= coalesce(r.synced_at, now())"
-        "    AND (attempts > 0 OR next_attempt_at <= now())),"
+        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND NOT deferred"
+        "    AND queued_at <= coalesce((SELECT synced_at FROM embedline.run"
+        "      WHERE id = %s), now())),"
+        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred),"
         "  count(dead_at)"
-        " FROM embedline.ledger, embedline.run r"
-        " WHERE model_version = %s AND r.id = %s",
-        [version.id, run_id],
+        " FROM embedline.ledger WHERE model_version = %s",
+        [run_id, version.id],
     ).fetchone()
     assert row is not None
     return _Left(*row)
 
 
+def _is_within(use_case: UseCase, undone: int, left: _Left) -> bool:
+    allowed = use_case.thresholds
+    share = undone / max(1, left.wanted)
+    return undone <= allowed.undone_rows or share <= allowed.undone_share
+
+
 def _judge(use_case: UseCase, version: ModelVersion, left: _Left) -> None:
     allowed = use_case.thresholds
     undone = left.pending + left.dead
-    share = undone / max(1, left.wanted)
-    if undone > allowed.undone_rows and share > allowed.undone_share:
+    if not _is_within(use_case, undone, left):
         raise ThresholdError(
             f"{use_case.name}: {undone} of {left.wanted} records are not stored "
             f"({left.pending} pending, {left.dead} dead) in model version "
@@ -296,13 +332,17 @@ def _record_failure(
 ) -> None:
     message = str(error).strip().split("\n")[0][: ledger.ERROR_LENGTH]
     with (
-        suppress(EmbedlineError, psycopg.Error),  # the error itself matters more
+        suppress(Exception),  # the error itself matters more
         usable(store, request.open_store) as connection,
     ):
         connection.execute(
-            "UPDATE embedline.run SET state = 'failed', failed_stage = %s, error = %s,"
+            "UPDATE embedline.run SET state = 'failed', error = %s,"
+            " failed_stages = array_append(array_remove(failed_stages, %s), %s),"
             " finished_at = now() WHERE id = %s",
-            [stage, f"{type(error).__name__}: {message}".removesuffix(": "), run_id],
+            [
+                f"{type(error).__name__}: {message}".removesuffix(": "),
+                *(stage, stage, run_id),
+            ],
         )
 
 
@@ -315,9 +355,9 @@ def _open(store: Connection, request: Request, stage: str) -> int:
         " (use_case, external_id, kind, since, until, reembed)"
         " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(since)s, %(until)s,"
         "  %(reembed)s)"
-        " ON CONFLICT (use_case, external_id) DO UPDATE SET state = 'running',"
-        "  failed_stage = NULL, error = NULL, finished_at = NULL"
-        " WHERE %(stage)s IN ('sync', coalesce(r.failed_stage, %(stage)s))"
+        " ON CONFLICT (use_case, external_id) DO UPDATE SET"
+        "  failed_stages = CASE %(stage)s WHEN 'sync' THEN '{}'"
+        "    ELSE array_remove(r.failed_stages, %(stage)s) END"
         " RETURNING id",
         {
             "use_case": versions.register(store, request.use_case.name),
@@ -329,16 +369,12 @@ def _open(store: Connection, request: Request, stage: str) -> int:
             "stage": stage,
         },
     ).fetchone()
-    return int(row[0]) if row else _run_id(store, request)
-
-
-def _run_id(store: Connection, request: Request) -> int:
-    row = store.execute(
-        "SELECT r.id FROM embedline.run r JOIN embedline.use_case u"
-        " ON u.id = r.use_case WHERE u.name = %s AND r.external_id = %s",
-        [request.use_case.name, request.external_id],
-    ).fetchone()
     assert row is not None
+    store.execute(
+        "UPDATE embedline.run SET state = 'running', error = NULL, finished_at = NULL"
+        " WHERE id = %s AND state <> 'running' AND failed_stages = '{}'",
+        [row[0]],
+    )
     return int(row[0])
 
 
@@ -356,6 +392,7 @@ def _close(store: Connection, run_id: int) -> dict[str, Any]:
     with store.cursor(row_factory=psycopg.rows.dict_row) as cursor:
         row = cursor.execute(
             "UPDATE embedline.run SET state = 'success', error = NULL,"
+            " failed_stages = '{}',"
             " finished_at = now() WHERE id = %s RETURNING read, new, changed, deleted,"
             " labels, unusable_keys, embedded, vectors, truncated, deferred, discarded,"
             " failed",

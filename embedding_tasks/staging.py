@@ -241,7 +241,7 @@ def _forget_early(target: Target, records: Extract) -> None:
         target.execute(
             "DELETE FROM incoming i WHERE i.event_time < %(start)s AND NOT EXISTS ("
             " SELECT FROM embedline.ledger l"
-            " WHERE l.model_version = %(first)s AND l.key = i.key)",
+            " WHERE l.model_version = ANY (%(versions)s) AND l.key = i.key)",
             start=records.start,
         )
 
@@ -250,7 +250,7 @@ def _unknown_records(target: Target) -> list[str]:
     rows = target.rows(
         "SELECT key FROM seen s WHERE octet_length(key) <= %(most)s AND NOT early"
         " AND NOT EXISTS (SELECT FROM embedline.ledger l"
-        "   WHERE l.model_version = %(first)s AND l.key = s.key)"
+        "   WHERE l.model_version = ANY (%(versions)s) AND l.key = s.key)"
         " AND NOT EXISTS (SELECT FROM incoming i WHERE i.key = s.key)",
         most=KEY_BYTES,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from embedding_tasks.connections import Connection, Resolve, blame, for_source
+from embedding_tasks.connections import Connection, Resolve, for_source
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.store import versions
 from embedding_tasks.use_case import UseCase
@@ -31,10 +31,7 @@ def explain(
     """Everything known of one record, source first. `verdict` says it in a sentence."""
     use_case_id = versions.use_case_id(store, use_case.name)
     serving = versions.active(store, use_case.name)
-    with (
-        snapshot.take(for_source(use_case.source, resolve)) as connection,
-        blame(source=connection),
-    ):
+    with snapshot.take(for_source(use_case.source, resolve)) as connection:
         taken = extract.records(connection, use_case, inputs=[serving.spec["input"]])
         found = snapshot.describe_record(connection, taken, key)
     known = _ledger(store, serving.id, key)

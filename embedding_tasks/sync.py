@@ -42,7 +42,7 @@ class Synced:
     new: int = 0
     changed: int = 0
     deleted: int = 0
-    withheld: int = 0
+    deletes_withheld: int = 0
     labels: int = 0
     labels_withheld: int = 0
     unusable_keys: int = 0
@@ -88,9 +88,9 @@ def sync(
         _drop_emptied(target)
         _write_records(target)
         if refresh:
-            _refresh_data(target, list(use_case.source.input))
+            _refresh_data(target, use_case)
         labels = facts.write_of_columns(
-            target, use_case, full=staged.full and not withheld
+            target, use_case, full=staged.full, withheld=bool(withheld)
         )
         deleted = _delete_vanished(target, use_case)
         labels_withheld = 0
@@ -109,7 +109,7 @@ def sync(
         new=new,
         changed=changed,
         deleted=deleted,
-        withheld=withheld,
+        deletes_withheld=withheld,
         labels=labels,
         labels_withheld=labels_withheld,
         unusable_keys=staged.unusable_keys,
@@ -211,16 +211,16 @@ def _enqueue(target: Target, priority: int, reembed: bool) -> None:
         "  priority = CASE WHEN l.pending THEN least(l.priority, EXCLUDED.priority)"
         "    ELSE EXCLUDED.priority END,"
         "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END,"
-        "  attempts = 0, next_attempt_at = now(), dead_at = NULL, error = NULL,"
-        "  lease_token = NULL, lease_holder = NULL, lease_until = NULL",
+        "  attempts = 0, next_attempt_at = now(), deferred = false, dead_at = NULL,"
+        "  error = NULL, lease_token = NULL, lease_holder = NULL, lease_until = NULL",
         priority=priority,
         reembed=reembed,
     )
     # Put off because the source had moved on: it has been looked at again. Those that
     # failed keep their pause.
     target.execute(
-        "UPDATE embedline.ledger l SET next_attempt_at = now() FROM delta d"
-        " WHERE l.model_version = d.model_version AND l.key = d.key"
+        "UPDATE embedline.ledger l SET next_attempt_at = now(), deferred = false"
+        " FROM delta d WHERE l.model_version = d.model_version AND l.key = d.key"
         " AND NOT d.is_new AND NOT d.is_changed AND l.attempts = 0"
     )
 
@@ -252,9 +252,8 @@ def _drop_emptied(target: Target) -> None:
         " AND p.model_version = d.model_version AND d.hash IS NULL"
     )
     target.execute(
-        "UPDATE embedline.record r SET data = NULL, data_hash = NULL FROM delta d"
-        " WHERE r.use_case = %(use_case)s AND r.key = d.key AND d.hash IS NULL"
-        " AND r.data_hash IS NOT NULL"
+        "DELETE FROM embedline.input i USING delta d"
+        " WHERE i.model_version = d.model_version AND i.key = d.key AND d.hash IS NULL"
     )
 
 
@@ -277,14 +276,34 @@ def _write_records(target: Target) -> None:
     )
 
 
-def _refresh_data(target: Target, inputs: list[str]) -> None:
+def _refresh_data(target: Target, use_case: UseCase) -> None:
     """The use case now keeps another part of the input than it did."""
-    place = [version.spec["input"] for version in target.versions].index(inputs) + 1
+    made = (list(use_case.source.input), use_case.source.separator)
+    place, version = next(
+        (place, version)
+        for place, version in enumerate(target.versions, 1)
+        if (version.spec["input"], version.spec["separator"]) == made
+    )
+    # Only where the vector is of the input that is read now.
     target.execute(
-        "UPDATE embedline.record r SET data = i.data FROM incoming i"
-        " WHERE r.use_case = %(use_case)s AND r.key = i.key"
-        " AND r.data_hash = i.hashes[%(place)s] AND r.data IS DISTINCT FROM i.data",
+        "CREATE TEMP TABLE kept ON COMMIT DROP AS"
+        " SELECT i.key, i.data FROM incoming i JOIN embedline.ledger l"
+        "   ON l.model_version = %(version)s AND l.key = i.key"
+        "  AND l.have_hash = i.hashes[%(place)s]",
+        version=version.id,
         place=place,
+    )
+    target.execute(
+        "DELETE FROM embedline.input i USING kept k"
+        " WHERE i.model_version = %(version)s AND i.key = k.key AND k.data IS NULL",
+        version=version.id,
+    )
+    target.execute(
+        "INSERT INTO embedline.input AS i (model_version, key, data)"
+        " SELECT %(version)s, key, data FROM kept WHERE data IS NOT NULL ORDER BY key"
+        " ON CONFLICT (model_version, key) DO UPDATE SET data = EXCLUDED.data"
+        " WHERE i.data <> EXCLUDED.data",
+        version=version.id,
     )
 
 
@@ -302,6 +321,11 @@ def _delete_vanished(target: Target, use_case: UseCase) -> int:
                 table
             )
         )
+    target.execute(
+        "DELETE FROM embedline.input i USING vanished d, embedline.model_version m"
+        " WHERE m.use_case = %(use_case)s AND i.model_version = m.id"
+        " AND i.key = d.key"
+    )
     target.execute(
         "DELETE FROM embedline.prediction p USING vanished d"
         " WHERE p.use_case = %(use_case)s AND p.key = d.key"

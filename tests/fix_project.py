@@ -146,7 +146,7 @@ def row_versions(store: Connection, like: str = "%") -> set[tuple[str, ...]]:
     tables = store.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = 'embedline'::regnamespace"
         " AND relkind = 'r' AND (relname LIKE 'vector_%%' OR relname IN"
-        " ('ledger', 'record', 'prediction', 'label', 'model_version'))"
+        " ('ledger', 'record', 'input', 'prediction', 'label', 'model_version'))"
         " AND relname LIKE %s",
         [like],
     ).fetchall()
@@ -195,7 +195,8 @@ def end_state(store: Connection) -> EndState:
 
     add("vector_messages_v1", "unit, input_hash, embedding::real[]", "key, unit")
     add("prediction", "unit, prediction, ARRAY[score]::real[] || probabilities")
-    add("record", "event_time, environment, link, tags, data, data_hash")
+    add("record", "event_time, environment, link, tags")
+    add("input", "model_version, data")
     add("label", "label, labeled_at")
     add("ledger", "want_hash, have_hash, pending, dead_at, attempts, lease_token")
     return EndState(facts, floats)

@@ -101,8 +101,12 @@ def stored(store: Connection) -> list[str]:
     return [label for (label,) in rows]
 
 
-def test_labels_move_with_their_place(verdicts: Project, store: Connection) -> None:
+def test_labels_move_with_their_place(
+    verdicts: Project, db: Connection, store: Connection
+) -> None:
     """From a table to a column, back to the very same table, and to nowhere."""
+    db.execute("INSERT INTO verdicts VALUES (99, 'of no record')")
+    sync(verdicts)
     verdicts.raw["label"] = {"column": "author"}
     verdicts.use_case()
     sync(verdicts)
@@ -110,7 +114,7 @@ def test_labels_move_with_their_place(verdicts: Project, store: Connection) -> N
     verdicts.raw["label"] = TABLE
     verdicts.use_case()
     sync(verdicts)
-    assert stored(store) == ["good"] * 10
+    assert stored(store) == [*["good"] * 10, "of no record"]
     verdicts.use_case(label=None)
     sync(verdicts)
     assert stored(store) == []
@@ -150,4 +154,17 @@ def test_labels_of_records_that_are_withheld_stay_with_them(
         project.run()
     assert len(stored(store)) == 10
     project.run(allow_deletes=True)
+    assert stored(store) == []
+
+
+def test_a_use_case_forgets_its_labels_even_while_deletions_are_withheld(
+    project: Project, db: Connection, store: Connection, write_messages: Write
+) -> None:
+    project.use_case(source={"delete_guard": {"rows": 5}}, label={"column": "author"})
+    write_messages(range(20))
+    project.run()
+    db.execute("DELETE FROM messages WHERE id < 10")
+    project.use_case(label=None)
+    with pytest.raises(ThresholdError):
+        project.run()
     assert stored(store) == []

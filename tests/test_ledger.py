@@ -272,3 +272,14 @@ def test_what_is_put_off_comes_back_with_the_next_sync_that_sees_it(
     db.execute("UPDATE messages SET author = 'x' WHERE id = 3")
     run.sync_stage(project.request())
     assert {*claim(store, version, 20).hashes} == {"3"}
+
+
+def test_a_renewal_never_waits_for_a_lock(
+    store: Connection, store_dsn: str, version: ModelVersion
+) -> None:
+    lease = claim(store, version, 20, seconds=5)
+    with connect(store_dsn, role="test") as writing, writing.transaction():
+        writing.execute("SELECT FROM embedline.ledger WHERE key < '15' FOR UPDATE")
+        store.execute("SET statement_timeout = '1s'")
+        ledger.renew(store, replace(lease, seconds=600))
+    assert 0 < count(store, "ledger WHERE lease_until > now() + interval '1 m'") < 20

@@ -38,7 +38,7 @@ def empty(store: Connection) -> None:
     store.execute(
         "DROP VIEW embeddings.messages; DROP TABLE embedline.vector_messages_v1;"
         "TRUNCATE embedline.use_case, embedline.model_version, embedline.run,"
-        " embedline.source_cursor, embedline.ledger, embedline.record,"
+        " embedline.source_cursor, embedline.ledger, embedline.record, embedline.input,"
         " embedline.prediction, embedline.label"
     )
 
@@ -264,27 +264,39 @@ def test_reembed_gives_dead_records_another_chance(
 def test_a_failure_is_remembered_until_its_own_stage_is_tried_again(
     full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def state() -> Any:
+        return status.of(store)[0]["last_run_state"]
+
     request = full_use_case.request()
     run.sync_stage(request)
     poison(monkeypatch, "")
-    with pytest.raises(TransientError):
-        run.embed_stage(request, 0)
+    for worker in (0, 1):
+        with pytest.raises(TransientError):
+            run.embed_stage(request, worker)
     monkeypatch.setattr(TextEncoder, "encode", ENCODE)
     run.embed_stage(request, 1)
-    assert status.of(store)[0]["last_run_state"] == "failed"
+    assert state() == "failed"
     run.embed_stage(request, 0)
-    assert status.of(store)[0]["last_run_state"] == "running"
+    assert state() == "running"
+    monkeypatch.setattr(ledger, "outstanding", None)
+    with pytest.raises(TypeError):
+        run.plan_stage(request)
+    assert state() == "failed"
     run.publish_stage(request)
-    assert status.of(store)[0]["last_run_state"] == "success"
+    assert state() == "success"
 
 
 def test_a_run_is_not_judged_by_what_came_after_its_sync(
-    full_use_case: Project, db: Connection, write_messages: Write
+    full_use_case: Project, db: Connection, store: Connection, write_messages: Write
 ) -> None:
     request = full_use_case.request()
     run.sync_stage(request)
-    db.execute("DELETE FROM messages WHERE id < 3")  # put off: 2.5 % of the records
-    run.embed_stage(request, 0)
+    db.execute("DELETE FROM messages WHERE id < 3")  # 2.5 % of the records
+    assert run.embed_stage(request, 0)["deferred"] == 3
+    store.execute(
+        "UPDATE embedline.ledger SET next_attempt_at = now() - '1 h'::interval"
+    )
+    assert run.publish_stage(request)["stored"] == 117  # however late
     write_messages(range(200, 240))
     run.sync_stage(full_use_case.request())
     assert run.publish_stage(request)["stored"] == 117

@@ -76,7 +76,10 @@ def test_a_deleted_record_leaves_every_table(
     project.run()
     db.execute("DELETE FROM messages WHERE id = 3")
     project.run()
-    tables = ("ledger", "record", "prediction", "label", "vector_messages_v1")
+    tables = (
+        *("ledger", "record", "input", "prediction", "label"),
+        "vector_messages_v1",
+    )
     for table in tables:
         assert keys(store, f"embedline.{table}") == {"0", "1", "2", "4"}, table
 
@@ -135,8 +138,7 @@ def test_a_null_input_is_skipped_and_its_old_vector_leaves(
     db.execute("UPDATE messages SET body = NULL WHERE id = 1")
     sync(project)
     assert keys(store, "embeddings.messages") == {"0", "2", "11"}
-    row = store.execute("SELECT data FROM embedline.record WHERE key = '1'").fetchone()
-    assert row == (None,)
+    assert keys(store, "embedline.input") == {"0", "2", "11"}
     db.execute("UPDATE messages SET body = 'back' WHERE id = 1")
     project.run()
     assert "1" in keys(store, "embeddings.messages")
@@ -444,7 +446,7 @@ def test_a_changed_description_is_applied_to_every_row(
 
 
 def test_what_is_kept_of_the_input_follows_the_file_without_embedding_anew(
-    project: Project, store: Connection, write_messages: Write
+    project: Project, db: Connection, store: Connection, write_messages: Write
 ) -> None:
     def data() -> Any:
         return store.execute(
@@ -454,6 +456,12 @@ def test_what_is_kept_of_the_input_follows_the_file_without_embedding_anew(
     write_messages(range(3))
     project.run()
     assert data() == ("message number 1",)
+    # a change that has not been embedded must not show beside the old vector
+    db.execute("UPDATE messages SET body = 'new' WHERE id = 1")
+    project.use_case(storage={"data": 7})
+    sync(project)
+    assert data() == ("message number 1",)
+    db.execute("UPDATE messages SET body = 'message number 1' WHERE id = 1")
     for keep, kept in ((4, "mess"), ("none", None), ("all", "message number 1")):
         project.use_case(storage={"data": keep})
         assert project.run()["embedded"] == 0
@@ -476,6 +484,18 @@ def test_deletions_beyond_the_guard_are_withheld_until_allowed(
     assert counts["deleted"] == 10
     assert len(keys(store, "embeddings.messages")) == 22
     assert status.of(store)[0]["deletes_withheld"] == 0
+
+
+def test_a_window_is_not_judged_by_deletions_it_does_not_look_for(
+    project: Project, db: Connection, write_messages: Write
+) -> None:
+    project.use_case(source={"delete_guard": {"rows": 5}})
+    write_messages(range(30))
+    project.run()
+    db.execute("DELETE FROM messages WHERE id < 10")
+    with pytest.raises(ThresholdError):
+        project.run()
+    assert project.run(window=Window(since=datetime(2026, 1, 1, tzinfo=UTC)))
 
 
 def test_records_before_the_start_come_by_backfill_and_are_then_followed(

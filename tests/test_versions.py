@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedding_tasks import run, status
-from embedding_tasks.connections import Connection
+from embedding_tasks import encoders, run, status
+from embedding_tasks.connections import Connection, connect
 from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.errors import StoreError, ThresholdError
 from embedding_tasks.store import versions
@@ -131,12 +133,117 @@ def test_a_version_that_has_fallen_behind_is_not_promoted(
     assert states(store) == [(1, "active"), (2, "ready")]
     write_messages(range(200, 250))
     run.sync_stage(full_use_case.request())
-    use_case = versions.use_case_id(store, "messages")
     with pytest.raises(StoreError, match="version 2 has 50 records waiting by now"):
-        versions.promote(store, use_case, prediction_from_source=False)
+        run.promote(full_use_case.request())
     full_use_case.run()
-    versions.promote(store, use_case, prediction_from_source=False)
+    store.execute(
+        "UPDATE embedline.ledger SET dead_at = now(), have_hash = NULL"
+        " WHERE key < '15' AND model_version = (SELECT max(id) FROM"
+        " embedline.model_version)"
+    )
+    with pytest.raises(ThresholdError, match=r"dead\) in model version 2 \(ready\)"):
+        run.promote(full_use_case.request())
+    store.execute("UPDATE embedline.ledger SET dead_at = NULL")
+    full_use_case.run()
+    assert run.promote(full_use_case.request()).version == 2
     assert states(store) == [(2, "active")]
+
+
+def test_a_version_is_not_promoted_past_a_sync_that_is_under_way(
+    full_use_case: Project,
+    store: Connection,
+    store_dsn: str,
+    make_model: Callable[..., Any],
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(encoder={"model": str(make_model(seed=5))})
+    request = full_use_case.request()
+    run.sync_stage(request)
+    run.embed_stage(request, 0)
+    with ThreadPoolExecutor(1) as pool:
+        with connect(store_dsn, role="test") as syncing, syncing.transaction():
+            versions.open_use_case(syncing, "messages")
+            publishing = pool.submit(run.publish_stage, request)
+            time.sleep(1)
+            assert not publishing.done()
+            syncing.execute(
+                "UPDATE embedline.ledger SET want_hash = '1',"
+                " queued_at = now() - interval '1 hour' WHERE key < '15'"
+            )
+        with pytest.raises(ThresholdError, match="in model version 1"):
+            publishing.result()
+    assert states(store) == [(1, "active"), (2, "building")]
+
+
+def test_a_hot_record_does_not_keep_a_version_from_serving(
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    make_model: Callable[..., Any],
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(encoder={"model": str(make_model(seed=5))})
+    request = full_use_case.request()
+    run.sync_stage(request)
+    db.execute("UPDATE messages SET body = 'changed again' WHERE id = 7")
+    run.embed_stage(request, 0)
+    run.publish_stage(request)
+    assert states(store) == [(2, "active")]
+
+
+def test_a_serving_version_that_is_broken_does_not_hold_up_its_successor(
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    make_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full_use_case.run()
+    broken = versions.live(store, versions.use_case_id(store, "messages"))[0]
+    load = encoders.load
+
+    def load_all_but_one(version: Any, **options: Any) -> Any:
+        if version.id == broken.id:
+            raise RuntimeError("out of order")
+        return load(version, **options)
+
+    monkeypatch.setattr(encoders, "load", load_all_but_one)
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    with pytest.raises(RuntimeError, match="out of order"):
+        full_use_case.run()
+    full_use_case.use_case(encoder={"model": str(make_model(seed=5))})
+    full_use_case.run()
+    assert states(store) == [(2, "active")]
+
+
+def test_a_version_given_up_for_another_with_other_inputs_leaves_nothing_behind(
+    full_use_case: Project, store: Connection, make_model: Callable[..., Any]
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(source={"input": ["body", "author"]})
+    run.sync_stage(full_use_case.request())
+    full_use_case.use_case(encoder={"model": str(make_model(seed=5))})
+    full_use_case.run()
+    assert states(store) == [(3, "active")]
+    assert status.of(store)[0]["stored"] == 120
+
+
+def test_what_is_kept_of_the_input_is_that_of_the_serving_version(
+    full_use_case: Project, db: Connection, store: Connection
+) -> None:
+    def data(key: str) -> Any:
+        row = store.execute(
+            "SELECT data FROM embeddings.messages WHERE key = %s", [key]
+        ).fetchone()
+        return row and row[0]
+
+    full_use_case.run()
+    db.execute("UPDATE messages SET author = NULL WHERE id = 5")
+    full_use_case.use_case(source={"input": "author"}, auto_promote=False)
+    full_use_case.run()
+    assert [data("4"), data("5")] == ["message number 4", "message number 5"]
+    run.promote(full_use_case.request())
+    assert [data("4"), data("5")] == ["author 1", None]
 
 
 @pytest.mark.parametrize(
@@ -169,9 +276,10 @@ def test_a_column_may_go_once_a_version_without_it_is_built(
 ) -> None:
     full_use_case.use_case(source={"input": ["body", "author"], "tags": []})
     full_use_case.run()
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    run.sync_stage(full_use_case.request())  # the old version has work to do
     full_use_case.use_case(source={"input": "body"})
     db.execute("ALTER TABLE messages DROP author")
-    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
     full_use_case.run()
     assert states(store) == [(2, "active")]
     assert status.of(store)[0]["stored"] == 120

@@ -119,7 +119,8 @@ def _columns(connection: Connection, oid: int) -> list[list[Any]]:
     rows = connection.execute(
         "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnum,"
         "  (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder)"
-        "   FROM pg_enum e WHERE e.enumtypid = a.atttypid),"
+        "   FROM pg_enum e, pg_type t WHERE t.oid = a.atttypid"
+        "     AND e.enumtypid IN (t.oid, t.typelem, t.typbasetype)),"
         "  (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d"
         "   WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum"
         "     AND a.attgenerated <> '')"

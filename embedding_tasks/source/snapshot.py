@@ -11,7 +11,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.rows import dict_row
 
-from embedding_tasks.connections import Connection, connect
+from embedding_tasks.connections import Connection, blame, connect
 from embedding_tasks.errors import SourceError
 from embedding_tasks.source.extract import Extract
 
@@ -47,9 +47,10 @@ class Input:
 
 @contextmanager
 def take(conninfo: str) -> Iterator[Connection]:
-    """One consistent look at the source. Raises `DatabaseAway`."""
+    """One consistent look at the source. Raises `DatabaseAway` for its own trouble;
+    blame other connections inside."""
     connection = connect(conninfo, role="source")
-    with connection:
+    with blame(source=connection), connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with connection.transaction():

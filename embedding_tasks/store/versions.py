@@ -171,17 +171,6 @@ def _refresh_view(
         ) from error
 
 
-def pending(store: Connection, version: ModelVersion) -> int:
-    """Records that wait for a vector of this version, dead ones left out."""
-    row = store.execute(
-        "SELECT count(*) FROM embedline.ledger"
-        " WHERE model_version = %s AND pending AND dead_at IS NULL",
-        [version.id],
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 def mark_ready(store: Connection, version: ModelVersion) -> None:
     store.execute(
         "UPDATE embedline.model_version SET state = 'ready', ready_at = now()"
@@ -201,11 +190,6 @@ def promote(
         if not ready:
             states = ", ".join(f"{v.version}: {v.state}" for v in versions)
             raise StoreError(f"no version is ready to be promoted (versions: {states})")
-        if waiting := pending(store, ready[0]):
-            raise StoreError(
-                f"version {ready[0].version} has {waiting} records waiting by now; "
-                "run the use case first"
-            )
         for serving in (v for v in versions if v.serves):
             retire(store, serving)
         store.execute(
@@ -230,8 +214,11 @@ def retire(store: Connection, version: ModelVersion) -> None:
 
 
 def all_tables(store: Connection, use_case: int) -> list[sql.Identifier]:
+    """Those there are: a retired version's may have been dropped by hand."""
     rows = store.execute(
-        "SELECT table_name FROM embedline.model_version WHERE use_case = %s",
+        "SELECT m.table_name FROM embedline.model_version m JOIN pg_class c"
+        "   ON c.relname = m.table_name AND c.relnamespace = 'embedline'::regnamespace"
+        " WHERE m.use_case = %s",
         [use_case],
     )
     return [sql.Identifier("embedline", name) for (name,) in rows]
@@ -276,6 +263,13 @@ def _create(
         [created.id],
     )
     if serving is not None:
+        if serving.spec["input"] != recipe.spec["input"]:
+            # other columns have other hashes: every row must be read for them
+            store.execute(
+                "UPDATE embedline.source_cursor SET server = ''"
+                " WHERE use_case = %s AND relation = 'records'",
+                [use_case],
+            )
         store.execute(
             "INSERT INTO embedline.ledger (model_version, key, want_hash, priority)"
             " SELECT %s, key, want_hash, 10 FROM embedline.ledger"

@@ -192,11 +192,17 @@ def _write_predictions(store: Connection, lease: Lease) -> None:
 
 def _write_data(store: Connection, lease: Lease) -> None:
     store.execute(
-        "UPDATE embedline.record r SET data = s.data, data_hash = s.hash"
-        " FROM staged_record s JOIN accepted USING (key)"
-        " WHERE r.use_case = %s AND r.key = s.key"
-        "  AND r.data_hash IS DISTINCT FROM s.hash",
-        [lease.version.use_case],
+        "DELETE FROM embedline.input i USING staged_record s JOIN accepted USING (key)"
+        " WHERE i.model_version = %s AND i.key = s.key AND s.data IS NULL",
+        [lease.version.id],
+    )
+    store.execute(
+        "INSERT INTO embedline.input AS i (model_version, key, data)"
+        " SELECT %s, s.key, s.data FROM staged_record s JOIN accepted USING (key)"
+        " WHERE s.data IS NOT NULL ORDER BY s.key"
+        " ON CONFLICT (model_version, key) DO UPDATE SET data = EXCLUDED.data"
+        " WHERE i.data <> EXCLUDED.data",
+        [lease.version.id],
     )
 
 
@@ -204,7 +210,8 @@ def _settle(store: Connection, lease: Lease) -> None:
     """Stored records are done; those the fence turned away are given back."""
     store.execute(
         "UPDATE embedline.ledger l SET have_hash = want_hash, attempts = 0,"
-        " error = NULL, lease_token = NULL, lease_holder = NULL, lease_until = NULL"
+        " deferred = false, error = NULL, lease_token = NULL, lease_holder = NULL,"
+        " lease_until = NULL"
         " FROM accepted a WHERE l.model_version = %s AND l.key = a.key",
         [lease.version.id],
     )

@@ -16,18 +16,20 @@ BEGIN
     SELECT * INTO STRICT active FROM embedline.model_version m
         WHERE m.use_case = use_case_id AND m.state = 'active';
     query := format(
-        'SELECT v.key, v.unit, v.span, r.data, r.link, r.tags, v.embedding,
+        'SELECT v.key, v.unit, v.span, i.data, r.link, r.tags, v.embedding,
                 p.prediction, p.score, l.label, r.event_time, r.environment,
                 %1$s AS model_version, v.embedded_at
          FROM embedline.%2$I v
          LEFT JOIN embedline.record r
                 ON r.use_case = %3$s AND r.key = v.key
+         LEFT JOIN embedline.input i
+                ON i.model_version = %4$s AND i.key = v.key
          LEFT JOIN embedline.prediction p
                 ON p.use_case = %3$s AND p.key = v.key AND p.unit = v.unit
-               AND p.model_version = %4$s
+               AND p.model_version = %5$s
          LEFT JOIN embedline.label l
                 ON l.use_case = %3$s AND l.key = v.key AND l.unit = v.unit',
-        active.version, active.table_name, use_case_id,
+        active.version, active.table_name, use_case_id, active.id,
         CASE WHEN from_source THEN 0 ELSE active.id END);
     comment := format(
         'Use case %s: one row per vector of model version %s, with its record, prediction and label. '

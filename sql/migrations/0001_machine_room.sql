@@ -55,7 +55,7 @@ CREATE TABLE embedline.run (
                 CHECK (state IN ('running', 'success', 'failed')),
     error       text,
     started_at  timestamptz NOT NULL DEFAULT now(),
-    failed_stage text,
+    failed_stages text[] NOT NULL DEFAULT '{}',
     synced_at   timestamptz,
     finished_at timestamptz,
     -- what the sync found
@@ -74,7 +74,7 @@ CREATE TABLE embedline.run (
     failed      bigint NOT NULL DEFAULT 0,
     UNIQUE (use_case, external_id)
 );
-COMMENT ON COLUMN embedline.run.failed_stage IS 'the stage that failed, until it is tried again';
+COMMENT ON COLUMN embedline.run.failed_stages IS 'stages that failed, each until it is tried again';
 COMMENT ON COLUMN embedline.run.synced_at IS 'what was queued later is another run''s business';
 COMMENT ON COLUMN embedline.run.read IS 'rows of the source the sync looked at more closely than their key';
 COMMENT ON COLUMN embedline.run.labels IS 'labels added, corrected or withdrawn';
@@ -113,6 +113,7 @@ CREATE TABLE embedline.ledger (
     queued_at       timestamptz NOT NULL DEFAULT now(),
     attempts        smallint NOT NULL DEFAULT 0,
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    deferred        boolean NOT NULL DEFAULT false,
     lease_token     uuid,
     lease_holder    text,
     lease_until     timestamptz,
@@ -128,6 +129,8 @@ COMMENT ON COLUMN embedline.ledger.want_hash IS
     'sha256 of the input columns as the last sync saw them; null: the input is null and nothing is to be embedded';
 COMMENT ON COLUMN embedline.ledger.have_hash IS
     'want_hash of the vectors in the table; null: none, or to be made again';
+COMMENT ON COLUMN embedline.ledger.deferred IS
+    'the source had moved on when a worker looked: the next sync sees to it';
 COMMENT ON COLUMN embedline.ledger.priority IS '0 scheduled, 10 backfill; lower first';
 
 CREATE TABLE embedline.record (
@@ -137,12 +140,18 @@ CREATE TABLE embedline.record (
     environment text,
     link        text,
     tags        jsonb,
-    data        text,
-    data_hash   bytea,
     PRIMARY KEY (use_case, key)
 );
 CREATE INDEX record_event_time ON embedline.record (use_case, event_time);
-COMMENT ON COLUMN embedline.record.data IS
+
+-- Per model version, as two of them may be made of different columns.
+CREATE TABLE embedline.input (
+    model_version int NOT NULL REFERENCES embedline.model_version,
+    key           text COLLATE "C" NOT NULL,
+    data          text NOT NULL,
+    PRIMARY KEY (model_version, key)
+);
+COMMENT ON TABLE embedline.input IS
     'the input as it was when its vector was made, as much of it as the use case keeps';
 
 -- `model_version` is 0 where the prediction comes from a column of the source: it was
