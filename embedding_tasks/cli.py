@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -69,7 +68,9 @@ def options(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="show what is being done")
     ] = False,
-    version: Annotated[bool, typer.Option("--version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version")
+    ] = False,
 ) -> None:
     if version:
         out.print(__version__)
@@ -173,8 +174,11 @@ def run(
             err.print("stopped; what was finished is stored, the rest waits")
             raise typer.Exit(130) from None
     head = "would do" if dry_run else "done"
-    facts = ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in _told(counts).items())
-    _say(f"{head}: {facts or 'nothing to do'}")
+    version = counts.pop("builds_version", 0)
+    facts = [f"{v} {k.replace('_', ' ')}" for k, v in _told(counts).items()]
+    if version:
+        facts.append(f"as model version {version}, beside the serving one")
+    _say(f"{head}: {', '.join(facts) or 'nothing to do'}")
 
 
 def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,11 +197,17 @@ def status(
 
     with open_store() as store:
         rows = statuses.of(store, name)
+        for row in rows:
+            row["dead_errors"] = statuses.dead_errors(
+                store, row["use_case"], row["model_version"]
+            )
+    if name and not rows:
+        use_case.path_of(name)
     if as_json:
         _print_json(rows)
         return
     if not rows:
-        _say("nothing has run yet: embedline run NAME")
+        _say(f"nothing has run yet: embedline run {name or 'NAME'}")
         return
     for row in rows:
         _print_status(row)
@@ -210,6 +220,9 @@ def _print_status(row: dict[str, Any]) -> None:
     _say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
     if row["oldest_pending_age"]:
         _say(f"  oldest pending since {row['oldest_pending_age']}")
+    for dead in row["dead_errors"]:
+        told = f"{dead['records']} dead: {dead['error']}; e.g. key {dead['key']}"
+        _say(f"  [red]{escape(told)}[/red]")
     for what in ("deletes", "labels"):
         if withheld := row[f"{what}_withheld"]:
             _say(f"  [red]{withheld} {what} withheld by the delete guard[/red]")
@@ -297,20 +310,16 @@ def promote(name: Name) -> None:
 )
 def psql(context: typer.Context) -> None:
     """Open the store in psql; all arguments are psql's."""
+    from embedding_tasks.connections import as_environment
     from embedding_tasks.store import connection
 
     with connection.open_store():
         pass
-    parts = conninfo_to_dict(connection.conninfo())
-    # not among the arguments, which every user of the machine can list
-    password = {"PGPASSWORD": str(parts.pop("password"))} if "password" in parts else {}
+    # By environment: what stands there, psql's own arguments can overrule, and no
+    # password is among arguments that every user of the machine can list.
     done = subprocess.run(
-        [
-            str(postgres.binary("psql")),
-            f"--dbname={make_conninfo('', **parts)}",
-            *context.args,
-        ],
-        env={**os.environ, **password},
+        [str(postgres.binary("psql")), *context.args],
+        env={**os.environ, **as_environment(connection.conninfo())},
     )
     raise typer.Exit(done.returncode)
 
@@ -348,7 +357,9 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    table = Table(*(c.replace("_", " ") for c in columns), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(escape(_plain(row[c])) for c in columns))
     out.print(table)
@@ -374,7 +385,8 @@ def demo(
         str, typer.Option(envvar="DEMO_ROWS", help="how many tweets, or 'all'")
     ] = "4000",
     reset: Annotated[
-        bool, typer.Option(help="remove everything the demo and Airflow made here")
+        bool,
+        typer.Option("--reset", help="remove all that demo and Airflow made here"),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:

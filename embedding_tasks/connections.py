@@ -27,7 +27,14 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Resolve = Callable[[str], str]
 """Takes a connection id, returns a libpq connection string; raises `KeyError`."""
 
-_LIBPQ = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+_FORMS = (
+    "postgres://user:password@host:port/database, or JSON with conn_type, host, port, "
+    "login, password, schema"
+)
+_LIBPQ = {
+    option.keyword.decode(): option.envvar and option.envvar.decode()
+    for option in pq.Conninfo.get_defaults()
+}
 
 
 def connect(conninfo: str, *, role: str) -> Connection:
@@ -42,6 +49,11 @@ def connect(conninfo: str, *, role: str) -> Connection:
             client_encoding="UTF8",
             connect_timeout=10,
         )
+    except psycopg.ProgrammingError:  # whose text may quote a password
+        raise ConfigError(
+            f"the {role} database's connection string cannot be read; valid: e.g. "
+            "'host=db.example dbname=app user=me', 'postgresql://me@db.example/app'"
+        ) from None
     except psycopg.OperationalError as error:
         raise _refused(error)(
             f"cannot connect to the {role} database "
@@ -94,29 +106,41 @@ def for_source(source: Source, resolve: Resolve | None = None) -> str:
         return (resolve or lookup)(source.connection)
     except KeyError:
         raise ConfigError(
-            f"connection {source.connection!r} is not defined; add it to Airflow, "
-            f"set {_variable(source.connection)}, or write it to "
-            f"{settings.home() / 'connections.json'}"
+            f"connection {source.connection!r} is not defined; DAGs find it in Airflow "
+            f"(Admin, Connections), the command line in {_variable(source.connection)} "
+            f"or {settings.home() / 'connections.json'}"
         ) from None
 
 
 def lookup(connection_id: str) -> str:
-    """The connection as the command line knows it."""
-    if value := os.environ.get(_variable(connection_id)):
-        return from_airflow(value)
+    """The connection as the command line knows it. Raises `KeyError` where it does
+    not, and `ConfigError` for one that cannot be read."""
+    variable = _variable(connection_id)
+    if value := os.environ.get(variable):
+        with _naming(variable):
+            return from_airflow(value)
     saved = settings.home() / "connections.json"
-    if saved.exists():
-        return from_airflow(json.loads(saved.read_text())[connection_id])
-    raise KeyError(connection_id)
+    if not saved.exists():
+        raise KeyError(connection_id)
+    with _naming(f"{saved}"):
+        connections = _json(saved.read_text())
+    with _naming(f"{saved}: {connection_id}"):
+        return from_airflow(connections[connection_id])
 
 
 def from_airflow(value: str | Mapping[str, Any]) -> str:
-    """Airflow's URI, JSON or mapping form of a Postgres connection, for libpq."""
+    """Airflow's URI, JSON or mapping form of a Postgres connection, for libpq. Raises
+    `ConfigError`, which never repeats what it was given: it may hold a password."""
     if isinstance(value, str):
-        value = json.loads(value) if value.lstrip().startswith("{") else _parts(value)
+        value = _json(value) if value.lstrip().startswith("{") else _parts(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"is no connection; valid: {_FORMS}")
+    kind = value.get("conn_type") or "postgres"
+    if kind not in ("postgres", "postgresql"):
+        raise ConfigError(f"is a connection of type {kind!r}; valid: 'postgres'")
     extra = value.get("extra") or {}
     if isinstance(extra, str):
-        extra = json.loads(extra)
+        extra = _json(extra)
     known = {k: v for k, v in extra.items() if k in _LIBPQ}
     named = {
         "host": value.get("host"),
@@ -125,26 +149,53 @@ def from_airflow(value: str | Mapping[str, Any]) -> str:
         "password": value.get("password"),
         "dbname": value.get("schema"),
     }
-    return make_conninfo(**known, **{k: v for k, v in named.items() if v})
+    return make_conninfo("", **known, **{k: v for k, v in named.items() if v})
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def _json(text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError("is no JSON object")
+    return value
 
 
 def describe(conninfo: str) -> str:
     """Database and host, and never a password, for people."""
     parts = conninfo_to_dict(conninfo)
-    return f"{parts.get('dbname', '')} at {parts.get('host', 'localhost')}"
+    database = parts.get("dbname", "no database named")
+    return f"{database} at {parts.get('host', 'localhost')}"
+
+
+def as_environment(conninfo: str) -> dict[str, str]:
+    """The variables libpq's programs read in place of a connection string."""
+    parts = conninfo_to_dict(conninfo)
+    return {v: str(parts[k]) for k, v in _LIBPQ.items() if v and k in parts}
 
 
 def _parts(uri: str) -> dict[str, Any]:
     split = urlsplit(uri)
+    if not split.scheme or "://" not in uri:
+        raise ConfigError(f"is no connection; valid: {_FORMS}")
     place = re.fullmatch(
         r"(?P<host>\[[^]]*\]|[^:]*)(:(?P<port>\d*))?", split.netloc.rpartition("@")[2]
     )
     if place is None:
         raise ConfigError(
-            "a connection's URI names no single host and port; give several hosts by "
-            "the JSON form"
+            "its URI names no single host and port; give several hosts by the JSON form"
         )
     return {
+        "conn_type": split.scheme,
         "host": unquote(place["host"].strip("[]")),
         "port": place["port"],
         "login": unquote(split.username or ""),

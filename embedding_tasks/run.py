@@ -71,12 +71,13 @@ class Request:
 
 def sync_stage(request: Request) -> dict[str, int]:
     """What the source has that the store has not is enqueued; what it no longer has
-    leaves the store. Returns the counts of `Synced`."""
+    leaves the store. Returns the counts of `Synced`, and of a dry run what it foresees.
+    """
     use_case = request.use_case
     with request.open_store() as store, _recorded(store, request, "sync") as run_id:
         conninfo = for_source(use_case.source, request.resolve)
         made = recipe.of(use_case)
-        synced = Synced()
+        counts: dict[str, int] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
             live = versions.ensure(
@@ -96,12 +97,22 @@ def sync_stage(request: Request) -> dict[str, int]:
                 reembed=request.reembed,
                 allow_deletes=request.allow_deletes,
             )
+            counts = asdict(synced)
             if request.dry_run:
+                counts |= _foreseen(store, live)
                 raise psycopg.Rollback
             _count(store, run_id, synced)
-    counts = asdict(synced)
     log.info("synced use_case=%s %s", use_case.name, _facts(counts))
     return counts
+
+
+def _foreseen(store: Connection, live: list[ModelVersion]) -> dict[str, int]:
+    waiting = [ledger.outstanding(store, version) for version in live]
+    building = [v.version for v in live if v.state == "building"]
+    return {
+        "to_embed": sum(left.claimable + left.leased for left in waiting),
+        "builds_version": building[0] if building else 0,
+    }
 
 
 def plan_stage(request: Request) -> int:
@@ -287,7 +298,7 @@ def _judge(use_case: UseCase, version: ModelVersion, left: _Left) -> None:
             f"{version.version} ({version.state}), more than "
             f"thresholds.undone_rows={allowed.undone_rows} and "
             f"undone_share={allowed.undone_share}; "
-            f"`embedline status {use_case.name}` says why"
+            f"`embedline status {use_case.name}` shows the commonest errors"
         )
 
 
@@ -302,7 +313,8 @@ def _judge_withheld(store: Connection, use_case: UseCase) -> None:
         raise ThresholdError(
             f"{use_case.name}: {row[0]} stored records and {row[1]} labels are gone "
             "from the source, more than source.delete_guard lets go unasked; "
-            "if that is right, run once with allow_deletes"
+            "if that is right, run once with --allow-deletes (in Airflow: the "
+            "parameter allow_deletes)"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from embedding_tasks.errors import ConfigError
+
 STORE_DSN = "EMBEDLINE_STORE_DSN"
 STORE_CONNECTION = "embedline_store"
 
@@ -13,7 +15,10 @@ def project() -> Path:
     """The folder with `use_cases/`: $EMBEDLINE_PROJECT, the working directory or
     the nearest parent that has one, else the checkout this package runs from."""
     if named := os.environ.get("EMBEDLINE_PROJECT"):
-        return Path(named).expanduser().resolve()
+        folder = Path(named).expanduser().resolve()
+        if not folder.is_dir():
+            raise ConfigError(f"EMBEDLINE_PROJECT: there is no folder {named!r}")
+        return folder
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "use_cases").is_dir():

@@ -25,6 +25,23 @@ def of(store: Connection, use_case: str | None = None) -> list[dict[str, Any]]:
         ).fetchall()
 
 
+def dead_errors(
+    store: Connection, use_case: str, version: int, limit: int = 5
+) -> list[dict[str, Any]]:
+    """The commonest errors among a model version's dead records: `error`, `records`
+    and one `key` as an example."""
+    with store.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "SELECT l.error, count(*) AS records, min(l.key) AS key"
+            " FROM embedline.ledger l"
+            " JOIN embedline.model_version m ON m.id = l.model_version"
+            " JOIN embedline.use_case u ON u.id = m.use_case"
+            " WHERE u.name = %s AND m.version = %s AND l.dead_at IS NOT NULL"
+            " GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %s",
+            [use_case, version, limit],
+        ).fetchall()
+
+
 def explain(
     store: Connection, use_case: UseCase, key: str, resolve: Resolve | None = None
 ) -> dict[str, Any]:
@@ -33,6 +50,7 @@ def explain(
     serving = versions.active(store, use_case.name)
     with snapshot.take(for_source(use_case.source, resolve)) as connection:
         taken = extract.records(connection, use_case, inputs=[serving.spec["input"]])
+        key = taken.canonical(key)
         found = snapshot.describe_record(connection, taken, key)
     known = _ledger(store, serving.id, key)
     vectors = store.execute(
@@ -45,7 +63,9 @@ def explain(
     return {
         "use_case": use_case.name,
         "key": key,
-        "verdict": _verdict(found, known, use_case.source.start),
+        "verdict": _verdict(
+            found, known, use_case.source.start, _withheld(store, use_case_id)
+        ),
         "source": found,
         "ledger": known,
         "model_version": serving.version,
@@ -57,10 +77,16 @@ def explain(
     }
 
 
-def _verdict(found: Any, known: Any, start: Any) -> str:
+def _withheld(store: Connection, use_case: int) -> bool:
+    row = store.execute(
+        "SELECT deletes_withheld > 0 FROM embedline.use_case WHERE id = %s", [use_case]
+    ).fetchone()
+    return row is not None and row[0]
+
+
+def _verdict(found: Any, known: Any, start: Any, withheld: bool) -> str:
     if found is None:
-        gone = "not in the source, or kept out by source.where"
-        return f"{gone}; the next sync removes it" if known else gone
+        return _why_gone(known, withheld)
     if known is None:
         if start and found.get("event_time") and found["event_time"] < start:
             return f"before source.start ({start:%Y-%m-%d}); a backfill brings it"
@@ -73,6 +99,19 @@ def _verdict(found: Any, known: Any, start: Any) -> str:
         return "its input is null: nothing to embed"
     if not known["pending"]:
         return "stored, and its vector is of its current input"
+    return _why_waiting(known)
+
+
+def _why_gone(known: Any, withheld: bool) -> str:
+    gone = "not in the source, or kept out by source.where"
+    if known is None:
+        return gone
+    if withheld:
+        return f"{gone}; the delete guard keeps it until a run with --allow-deletes"
+    return f"{gone}; the next sync removes it"
+
+
+def _why_waiting(known: Any) -> str:
     if known["lease_holder"]:
         return f"being embedded by {known['lease_holder']}"
     if known["error"]:

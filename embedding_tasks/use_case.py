@@ -24,6 +24,8 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -40,11 +42,25 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Columns = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...],
-    BeforeValidator(_as_tuple),
-    Field(min_length=1),
+Tags = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)
 ]
+Columns = Annotated[Tags, Field(min_length=1)]
+
+
+def _or_else(valid: str) -> WrapValidator:
+    """One sentence for a field that may be this or that. What is wrong inside a
+    mapping is still told field by field."""
+
+    def validate(value: Any, validate_any: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate_any(value)
+        except ValidationError:
+            if isinstance(value, dict):
+                raise
+            raise ValueError(f"valid: {valid}") from None
+
+    return WrapValidator(validate)
 
 
 def _as_utc(moment: datetime) -> datetime:
@@ -88,9 +104,10 @@ class Source(Part):
         Annotated[Literal["training", "validation", "production"], Tag("~constant")]
         | Annotated[Column, Tag("~column")],
         Discriminator(lambda v: "~constant" if isinstance(v, str) else "~column"),
+        _or_else("'training', 'validation', 'production', or {column: …}"),
     ] = "production"
     link: str | None = None
-    tags: Columns | tuple[()] = ()
+    tags: Tags = ()
     strategy: Literal["auto", "snapshot", "scan"] = "auto"
     start: Moment | None = None
     delete_guard: DeleteGuard = DeleteGuard()
@@ -142,13 +159,14 @@ Layers = Annotated[
     | Annotated[LayerMix, Tag("~mix")],
     Discriminator(
         lambda v: (
-            "~word"
-            if isinstance(v, str)
+            "~mix"
+            if isinstance(v, dict | LayerMix)
             else "~index"
-            if isinstance(v, int)
-            else "~mix"
+            if isinstance(v, int) and not isinstance(v, bool)
+            else "~word"
         )
     ),
+    _or_else("'last', a layer's number, or {last: N, combine: mean or concat}"),
 ]
 
 
@@ -178,7 +196,10 @@ class PredictionColumn(Part):
 Prediction = Annotated[
     Annotated[Literal["none", "head"], Tag("~word")]
     | Annotated[PredictionColumn, Tag("~column")],
-    Discriminator(lambda v: "~word" if isinstance(v, str) else "~column"),
+    Discriminator(
+        lambda v: "~column" if isinstance(v, dict | PredictionColumn) else "~word"
+    ),
+    _or_else("'none', 'head', or {column: …, score: …}"),
 ]
 
 
@@ -193,13 +214,14 @@ class LabelTable(Part):
 
 def _label_kind(value: Any) -> str:
     if isinstance(value, dict):
-        return "~table" if "table" in value else "~column"
+        return "~column" if "column" in value else "~table"
     return "~table" if isinstance(value, LabelTable) else "~column"
 
 
 Label = Annotated[
     Annotated[Column, Tag("~column")] | Annotated[LabelTable, Tag("~table")],
     Discriminator(_label_kind),
+    _or_else("{column: …}, or {table: …, key: …, label: …, time: …}"),
 ]
 
 
@@ -212,7 +234,8 @@ class Storage(Part):
     data: Annotated[
         Annotated[Literal["all", "none"], Tag("~word")]
         | Annotated[int, Field(ge=1), Tag("~count")],
-        Discriminator(lambda v: "~word" if isinstance(v, str) else "~count"),
+        Discriminator(lambda v: "~count" if isinstance(v, int) else "~word"),
+        _or_else("'all', 'none', or a number of characters"),
     ] = "all"
 
 
@@ -239,7 +262,7 @@ class Thresholds(Part):
 
 
 class UseCase(Part):
-    name: str = Field(pattern=f"^{NAME}$")
+    name: str
     description: str = ""
     source: Source
     encoder: Encoder
@@ -269,6 +292,23 @@ class UseCase(Part):
                 "label finds its record by the same columns in the same order"
             )
         return self
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if not re.fullmatch(NAME, name):
+            raise ValueError(
+                "must begin with a lower-case letter and go on with those, digits and "
+                "'_', 40 characters in all"
+            )
+        return name
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _is_text(cls, schedule: Any) -> Any:
+        if schedule is False:  # what YAML makes of: off, no
+            raise ValueError("valid: a cron expression, or null for none")
+        return schedule
 
     @field_validator("schedule")
     @classmethod
@@ -304,7 +344,8 @@ class Window(Part):
         try:
             return cls.model_validate({"since": since, "until": until})
         except ValidationError as error:
-            raise ConfigError("; ".join(_messages(error, cls, {}))) from None
+            given = {"since": since, "until": until}
+            raise ConfigError("; ".join(_messages(error, cls, given))) from None
 
 
 def files(folder: Path | None = None) -> list[Path]:
@@ -332,6 +373,8 @@ def load(path: Path) -> UseCase:
 
 def path_of(name: str) -> Path:
     found = {p.stem: p for p in files()}
+    if (other := settings.use_cases() / f"{name}.yml").exists():
+        raise ConfigError(f"{other}: must be called {name}.yaml")
     if name not in found:
         valid = valid_choices(name, list(found)) if found else repr(name)
         raise ConfigError(f"no use case {valid} (in {settings.use_cases()})")
@@ -346,12 +389,14 @@ class _StrictLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys in silence (yaml/pyyaml#165)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key!r}", node.start_mark
+                    None, None, f"duplicate key {key!r}", key_node.start_mark
                 )
+            seen.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -377,7 +422,7 @@ def _messages(
 ) -> Iterator[str]:
     for problem in error.errors(include_input=False, include_url=False):
         loc = [p for p in problem["loc"] if not _is_tag(p)]
-        where = ".".join(str(p) for p in loc) or model.__name__
+        where = ".".join(str(p) for p in loc)
         if problem["type"] == "extra_forbidden":
             yield (
                 f"{'.'.join(map(str, loc[:-1])) or 'top level'}: unknown field "
@@ -386,8 +431,20 @@ def _messages(
         elif problem["type"] == "missing":
             yield f"{where}: required, but missing"
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{where}: {message[0].lower()}{message[1:]}{_got(raw, loc)}"
+            message = _worded(problem, model, loc)
+            yield f"{where}{': ' * bool(where)}{message}{_got(raw, loc) * bool(where)}"
+
+
+def _worded(problem: Any, model: type[BaseModel], loc: list[int | str]) -> str:
+    kind: str = problem["type"]
+    if kind == "model_type":
+        return f"must be a mapping; valid: {', '.join(_fields(model, loc))}"
+    if kind.startswith(("datetime_", "date_")):
+        return "is no date or time; valid: e.g. 2026-03-01 or 2026-03-01T06:00Z"
+    if kind == "too_short":
+        return "needs at least one column"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _is_tag(part: int | str) -> bool:
@@ -407,11 +464,13 @@ def _got(raw: object, loc: Iterable[int | str]) -> str:
     return "" if isinstance(raw, dict) else f", got {raw!r}"
 
 
-def _fields(model: Any, loc: Iterable[int | str]) -> list[str]:
+def _fields(model: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
+    """The fields there may be at a place, of all the forms it may take."""
+    models = [model]
     for part in loc:
-        annotation = model.model_fields[str(part)].annotation
-        model = next(iter(_models(annotation)))
-    return list(model.model_fields)
+        fields = [m.model_fields.get(str(part)) for m in models]
+        models = [m for f in fields if f for m in _models(f.annotation)]
+    return [name for m in models for name in m.model_fields]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

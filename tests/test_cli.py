@@ -57,7 +57,8 @@ def test_check_run_status_search_explain(
     assert "messages: 30 rows, strategy snapshot" in checked
     assert "32 dimensions" in checked
     assert "fail" not in checked
-    assert "would do: 30 read, 30 new" in embedline("run", "messages", "--dry-run")
+    foreseen = "would do: 30 read, 30 new, 30 to embed"
+    assert foreseen in embedline("run", "messages", "--dry-run")
     assert "30 embedded" in embedline("run", "messages")
     (numbers,) = json.loads(embedline("status", "--json"))
     assert (numbers["stored"], numbers["coverage"]) == (30, 1.0)
@@ -128,7 +129,10 @@ def test_explain_knows_what_was_never_embedded(
     [
         (["run", "mesages"], "no use case 'mesages': did you mean 'messages'?"),
         (["status", "--jsn"], "No such option"),
-        (["run", "messages", "--since", "soon"], "valid datetime"),
+        (
+            ["run", "messages", "--since", "soon"],
+            "since: is no date or time; valid: e.g.",
+        ),
         (["search", "nothing", "x"], "the store has no use case"),
         (["promote", "messages"], "the store has no use case"),
         (["retry", "messages"], "say which"),
@@ -172,7 +176,7 @@ def test_check_says_when_the_dimension_will_change(
     embedline("run", "messages")
     project.use_case(encoder={"model": str(make_model(hidden=64))})
     told = embedline("check")
-    assert "the next run builds version 2 (64 dimensions)" in told
+    assert "the next run builds a new one (64 dimensions)" in told
 
 
 def test_init_may_be_repeated(embedline: Command, project: Project) -> None:
@@ -195,6 +199,61 @@ def test_without_any_configuration_the_store_is_embedded(
     assert not (tmp_path / ".embedline" / "postgres" / "postmaster.pid").exists()
     assert "the databases embedline" in in_a_process("demo", "--reset", "--yes")
     assert not (tmp_path / ".embedline").exists()
+
+
+def test_a_dry_run_foresees_what_is_to_embed(
+    embedline: Command, project: Project, db: Connection, write_messages: Write
+) -> None:
+    write_messages(range(30))
+    embedline("run", "messages")
+    dry = ("run", "messages", "--dry-run")
+    assert "would do: nothing to do" in embedline(*dry)
+    assert "would do: 30 to embed" in embedline(*dry, "--reembed")
+    project.use_case(pooling="mean")
+    foreseen = "30 to embed, as model version 2, beside the serving one"
+    assert foreseen in embedline(*dry)
+    project.use_case(pooling="cls", source={"delete_guard": {"rows": 5}})
+    db.execute("DELETE FROM messages WHERE id < 20")
+    assert "20 deletes withheld" in embedline(*dry)
+
+
+def test_status_names_what_is_dead_and_why(
+    embedline: Command, project: Project, store: Connection, write_messages: Write
+) -> None:
+    write_messages(range(9))
+    embedline("run", "messages")
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL, dead_at = now(),"
+        " error = CASE key WHEN '3' THEN 'rare' ELSE 'common' END WHERE key < '4'"
+    )
+    told = embedline("status", "messages")
+    assert told.index("3 dead: common; e.g. key 0") < told.index("1 dead: rare")
+
+
+def test_status_of_what_has_not_run_says_so(
+    embedline: Command, project: Project
+) -> None:
+    assert "nothing has run yet: embedline run messages" in embedline(
+        "status", "messages"
+    )
+    assert "did you mean 'messages'" in embedline("status", "mesages", code=1)
+
+
+def test_explain_takes_a_key_of_several_columns_as_a_list(
+    embedline: Command, project: Project, db: Connection
+) -> None:
+    db.execute(
+        "CREATE TABLE pages (site text, page int, body text, UNIQUE (site, page))"
+    )
+    db.execute("INSERT INTO pages VALUES ('acme', 1, 'x')")
+    project.use_case(
+        source={"table": "pages", "key": ["site", "page"], "event_time": None}
+    )
+    embedline("run", "messages")
+    for key in ('["acme", "1"]', '["acme",1]'):
+        assert "its current input" in embedline("explain", "messages", key)
+    refused = embedline("explain", "messages", "acme,1", code=1)
+    assert """write it as a JSON list of texts, '["site", "page"]'""" in refused
 
 
 def test_ctrl_c_says_that_nothing_is_lost(

@@ -95,6 +95,58 @@ def test_whatever_a_variable_holds_is_one_value(
     assert (parts["host"], parts["password"]) == ("db", secret)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "host=db user=me password=hunter2 dbname=app",
+        '{"host": "db", "password": "hunter2"',
+        "mysql://me:hunter2@db/app",
+        '{"conn_type": "mysql", "password": "hunter2"}',
+        '{"conn_type": "postgres", "password": "hunter2", "extra": "{"}',
+        "hunter2",
+        "postgres://me:hunter2@db1:1,db2:2/app",
+    ],
+)
+def test_what_is_no_connection_is_named_by_its_place_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_CRM", value)
+    with pytest.raises(ConfigError, match="AIRFLOW_CONN_CRM: ") as caught:
+        connections.lookup("crm")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"crm": 3}'])
+def test_a_file_that_holds_no_connections_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_HOME", str(tmp_path))
+    (tmp_path / "connections.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"connections\.json"):
+        connections.lookup("crm")
+
+
+@pytest.mark.parametrize("dsn", ["hunter2", "postgres+psycopg2://me:hunter2@db/x"])
+def test_a_store_that_is_no_connection_string_is_refused_and_not_repeated(
+    dsn: str,
+) -> None:
+    with pytest.raises(ConfigError, match="store database's connection") as caught:
+        connections.connect(dsn, role="store")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_connection_string_becomes_what_libpqs_programs_read() -> None:
+    dsn = "host=db port=5433 user=me password=hunter2 dbname=app sslmode=require"
+    assert connections.as_environment(dsn) == {
+        "PGHOST": "db",
+        "PGPORT": "5433",
+        "PGUSER": "me",
+        "PGPASSWORD": "hunter2",
+        "PGDATABASE": "app",
+        "PGSSLMODE": "require",
+    }
+
+
 def test_a_server_that_is_away_is_transient(tmp_path: Path) -> None:
     with pytest.raises(DatabaseAway, match="cannot connect to the source database"):
         connections.connect(f"host={tmp_path}", role="source")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from embedding_tasks import search
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import SearchError
 from tests.fix_project import Project
 
@@ -119,7 +121,7 @@ def test_an_index_is_used_where_there_is_one_and_k_rows_come_back(
         " USING hnsw (embedding vector_cosine_ops)"
     )
     store.execute("ANALYZE embedline.vector_messages_v1")
-    store.execute("SET enable_seqscan = off")
+    store.execute("SET enable_seqscan = off; SET hnsw.iterative_scan = off")
     used = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'hnsw'"
     for k in (10, 100, 300):
         found = store.execute(
@@ -166,7 +168,9 @@ def test_searches_for_what_is_not_there_are_refused(
 ) -> None:
     with pytest.raises(SearchError, match="did you mean 'messages'"):
         search.by_text(store, "mesages", "x")
-    with pytest.raises(SearchError, match="embedline explain messages nobody"):
+    with pytest.raises(
+        SearchError, match="embedline explain messages 'nobody' says why"
+    ):
         search.by_key(store, "messages", "nobody")
 
 
@@ -213,3 +217,29 @@ def test_a_zero_vector_of_a_neighbour_never_breaks_a_search(
         [zero],
     ).fetchone()
     assert found == (5,)
+
+
+def test_a_reader_with_the_documented_rights_can_ask_everything(
+    filled: Project, store: Connection, store_dsn: str
+) -> None:
+    deploy = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
+    grants = deploy.split("```sql\n")[1].split("```")[0]
+    role = f"reader_{store.info.dbname}"
+    store.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        store.execute(sql.SQL(grants.replace("reader", role)))
+        filled.use_case(pooling="mean")
+        filled.run()  # a table made after the grants
+        with connect(make_conninfo(store_dsn, user=role), role="store") as reader:
+            for question in (
+                "SELECT * FROM embeddings.messages",
+                "SELECT * FROM embeddings.neighbors('messages', '4', 3)",
+                "SELECT * FROM embedline.status",
+                "SELECT * FROM embedline.class_probability",
+            ):
+                assert reader.execute(question).fetchall()
+            assert search.by_text(reader, "messages", "a text", 3)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                reader.execute("DELETE FROM embedline.ledger")
+    finally:
+        store.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")

@@ -50,16 +50,30 @@ def test_a_minimal_file_gets_sane_defaults(tmp_path: Path) -> None:
         ),
         ({"source": {"query": "select 1"}}, "exactly one of `table` and `query`"),
         ({"source": {"dsn": "dbname=x"}}, "exactly one of `connection` and `dsn`"),
-        ({"source": {"key": []}}, "source.key: value should have at least 1 item"),
+        ({"source": {"key": []}}, "source.key: needs at least one column, got []"),
         ({"source": {"start": "2026-01-01T00:00Z"}}, "`start` needs `event_time`"),
         ({"label": {"colum": "x"}}, "label: unknown field 'colum'"),
         ({"label": {"table": "t"}}, "label.key: required, but missing"),
-        ({"prediction": "hed"}, "prediction: input should be 'none' or 'head'"),
-        ({"storage": {"data": 0}}, "storage.data: input should be greater than or"),
+        (
+            {"prediction": "hed"},
+            "score: …}, got 'hed'",
+        ),
+        (
+            {"storage": {"data": 0}},
+            "storage.data: valid: 'all', 'none', or a number",
+        ),
         (
             {"storage": {"data": "some"}},
-            "storage.data: input should be 'all' or 'none'",
+            "got 'some'",
         ),
+        ({"layers": True}, "layers: valid: 'last', a layer's number, or {last: N"),
+        ({"prediction": None}, "prediction: valid: 'none', 'head', or {column"),
+        ({"label": {"tabel": "x"}}, "unknown field 'tabel': did you mean 'table'?"),
+        ({"label": "x"}, "label: valid: {column: …}, or {table: …, key: …"),
+        ({"batch": 3}, "batch: must be a mapping; valid: tokens, claim"),
+        ({"schedule": False}, "schedule: valid: a cron expression, or null"),
+        ({"source": {"tags": [1]}}, "source.tags.0: input should be a valid string"),
+        ({"source": {"environment": "prod"}}, "environment: valid: 'training', "),
         ({"layers": {"last": 0}}, "layers.last: input should be greater than or"),
         ({"schedule": "61 * * * *"}, "'61 * * * *' is no cron expression"),
         ({"name": "other"}, "name: 'other' must equal the file's name"),
@@ -177,7 +191,7 @@ def test_a_window_is_read_in_its_time_zone_or_utc(text: str, hour: int) -> None:
 @pytest.mark.parametrize(
     ("since", "until", "says"),
     [
-        ("yesterday", None, "since: input should be a valid datetime"),
+        ("yesterday", None, "since: is no date or time; valid: e.g. 2026-03-01"),
         ("2026-03-02T00:00Z", "2026-03-01T00:00Z", "must be before"),
     ],
 )
@@ -193,3 +207,20 @@ def test_the_shipped_use_cases_are_valid() -> None:
     folder = Path(__file__).parent.parent / "use_cases"
     for path in use_case.files(folder):
         use_case.load(path)
+
+
+def test_a_file_with_the_other_ending_is_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_USE_CASES", str(tmp_path))
+    (tmp_path / "reviews.yml").touch()
+    with pytest.raises(ConfigError, match=r"must be called reviews\.yaml"):
+        use_case.find("reviews")
+
+
+def test_a_project_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_PROJECT", str(tmp_path / "typo"))
+    with pytest.raises(ConfigError, match="EMBEDLINE_PROJECT: there is no folder"):
+        use_case.files()

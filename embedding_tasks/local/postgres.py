@@ -30,6 +30,8 @@ shared_buffers = 256MB
 maintenance_work_mem = 256MB
 max_wal_size = 4GB
 jit = off
+# else an index scan gives up after hnsw.ef_search rows, LIMIT or not
+hnsw.iterative_scan = 'relaxed_order'
 """
 
 _held: dict[Path, IO[str]] = {}

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+import psycopg
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import SourceError
+from embedding_tasks.errors import SearchError, SourceError
 from embedding_tasks.source.relation import (
     NUMBERS,
     TIMES,
@@ -92,6 +93,23 @@ class Extract:
             self.key, early, self.relation.from_, self.where
         )
 
+    def canonical(self, key: str) -> str:
+        """A key as a person may write it, as the store has it. Raises `SearchError`
+        where it cannot be one of several columns."""
+        if len(self.key_columns) == 1:
+            return key
+        try:
+            parts = json.loads(key)
+        except ValueError:
+            parts = None
+        if not isinstance(parts, list) or len(parts) != len(self.key_columns):
+            columns = ", ".join(f'"{column}"' for column in self.key_columns)
+            raise SearchError(
+                f"the key has {len(self.key_columns)} columns: write it as a JSON list "
+                f"of texts, '[{columns}]', with their values; got {key!r}"
+            )
+        return json.dumps([str(part) for part in parts], ensure_ascii=False)
+
     def has_key(self, keys: Sequence[str]) -> sql.Composable:
         types = [self.relation.columns[c] for c in self.key_columns]
         if len(self.key_columns) == 1:
@@ -134,6 +152,8 @@ def records(
     the column and those there are."""
     source = use_case.source
     relation = _relation(connection, use_case)
+    if source.where is not None:
+        _try_where(connection, relation, source.where)
     own = _inputs(relation, source.input)
     followed = tuple({*columns} <= relation.columns.keys() for columns in inputs)
     hashes = [
@@ -339,6 +359,22 @@ def _where(where: str | None) -> sql.Composable:
     return (
         sql.SQL("true") if where is None else sql.SQL("({}\n)").format(_trusted(where))
     )
+
+
+def _try_where(connection: Connection, relation: Relation, where: str) -> None:
+    """Asked by itself, a mistake in it is told from one in anything else."""
+    statement = sql.SQL("SELECT FROM {} WHERE {} LIMIT 0").format(
+        relation.from_, _where(where)
+    )
+    try:
+        with connection.transaction():
+            connection.execute(statement)
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        raise SourceError(
+            f"source.where: {where!r}: {error.diag.message_primary}"
+        ) from error
 
 
 def _trusted(text: str) -> sql.SQL:

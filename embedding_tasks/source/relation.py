@@ -84,7 +84,7 @@ def of_table(connection: Connection, table: str, field_name: str) -> Relation:
 
 def of_query(connection: Connection, query: str) -> Relation:
     """Raises `SourceError` with what the source says of a query it cannot run."""
-    from_ = sql.SQL("({}\n) AS source").format(sql.SQL(query))
+    from_ = sql.SQL("({}\n) AS source").format(sql.SQL(query.rstrip("; \n\t")))
     try:
         with connection.transaction():
             cursor = connection.execute(

@@ -115,12 +115,8 @@ def describe_record(
 ) -> dict[str, Any] | None:
     """Every field a sync would take of one record, for `embedline explain`. None also
     where the key is no value of the key columns' types."""
-    try:
-        of_key = extract.of_keys([key])
-    except (ValueError, TypeError):  # of a composite key: no JSON, or of another length
-        return None
     select = sql.SQL("SELECT * FROM ({}) AS r ({})").format(
-        of_key,
+        extract.of_keys([key]),
         sql.SQL(", ").join(map(sql.Identifier, ["key", *extract.fields])),
     )
     try:

@@ -48,10 +48,18 @@ def require_current(connection: Connection) -> None:
 
 
 def _is_current(connection: Connection) -> bool:
-    found = connection.execute("SELECT to_regclass('embedline.migration')").fetchone()
-    if found is None or found[0] is None:
-        return False
-    applied = _applied(connection)
+    try:
+        found = connection.execute(
+            "SELECT to_regclass('embedline.migration')"
+        ).fetchone()
+        if found is None or found[0] is None:
+            return False
+        applied = _applied(connection)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise StoreError(
+            f"the role {connection.info.user!r} may not read the store: "
+            f'{error.diag.message_primary}; docs/deploy.md, "Rights", has the grants'
+        ) from error
     _refuse_newer(applied)
     return all(applied.get(name) == _digest(text) for name, text in _files())
 
@@ -78,7 +86,8 @@ def _prepare(connection: Connection) -> None:
             connection.execute("CREATE EXTENSION vector")
         except psycopg.Error as error:
             raise StoreError(
-                f"the store has no pgvector and it cannot be created here: {error}; "
+                "the store has no pgvector and it cannot be created here "
+                f"({error.diag.message_primary}); "
                 "ask its administrator for: CREATE EXTENSION vector"
             ) from error
     connection.execute("CREATE SCHEMA IF NOT EXISTS embedline")

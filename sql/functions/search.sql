@@ -83,7 +83,7 @@ BEGIN
         RAISE EXCEPTION 'use case % has no vector for key %, unit %',
             quote_literal(neighbors.use_case), quote_literal(neighbors.key), neighbors.unit
             USING ERRCODE = 'no_data_found',
-                  HINT = format('embedline explain %s %s says why',
+                  HINT = format('embedline explain %s %L says why',
                                 neighbors.use_case, neighbors.key);
     END IF;
     RETURN QUERY
