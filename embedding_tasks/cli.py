@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ from rich.table import Table
 from embedding_tasks import __version__, settings, use_case
 from embedding_tasks.errors import EmbedlineError
 from embedding_tasks.local import postgres
+from embedding_tasks.local.signals import interruptible
 from embedding_tasks.pipeline import Drained
 from embedding_tasks.use_case import Window
 
@@ -167,7 +169,10 @@ def run(
         allow_deletes=allow_deletes,
         dry_run=dry_run,
     )
-    with _progress(f"embedding {name}") as progress:
+    with (
+        interruptible() as stopped,
+        _progress(f"embedding {name}", stopped) as progress,
+    ):
         try:
             counts = run_all(request, progress)
         except KeyboardInterrupt:
@@ -325,7 +330,7 @@ def psql(context: typer.Context) -> None:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Any]:
+def _progress(title: str, stopped: Event) -> Iterator[Any]:
     """A bar in a terminal, a line now and then elsewhere."""
     bar = Progress(
         TextColumn("{task.description}"),
@@ -341,6 +346,8 @@ def _progress(title: str) -> Iterator[Any]:
         task = bar.add_task(title, total=None, rate="")
 
         def show(drained: Drained) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
             rate = f"{drained.embedded / max(drained.seconds, 1e-9):.0f}/s"
             bar.update(
                 task, total=drained.pending, completed=drained.embedded, rate=rate

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embedding_tasks import cli, status
 from embedding_tasks.connections import Connection
+from embedding_tasks.encoders import Encoded
+from embedding_tasks.encoders.text import TextEncoder
+from tests.fix_models import ENCODE
 from tests.fix_project import Project
 
 Write = Callable[..., None]
@@ -256,8 +262,34 @@ def test_explain_takes_a_key_of_several_columns_as_a_list(
     assert """write it as a JSON list of texts, '["site", "page"]'""" in refused
 
 
-def test_ctrl_c_says_that_nothing_is_lost(
-    project: Project, db: Connection, store: Connection, write_messages: Write
+def test_an_interrupt_that_python_swallows_still_stops_a_run(
+    embedline: Command,
+    project: Project,
+    store: Connection,
+    write_messages: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def swallow(self: TextEncoder, inputs: Any) -> Encoded:
+        with suppress(KeyboardInterrupt):  # as a finalizer does
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", swallow)
+    project.use_case(batch={"claim": 8})
+    write_messages(range(30))
+    told = embedline("run", "messages", code=130)
+    assert "what was finished is stored, the rest waits" in told
+    assert status.of(store)[0]["stored"] == 8
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_stopped_says_that_nothing_is_lost(
+    project: Project,
+    db: Connection,
+    store: Connection,
+    write_messages: Write,
+    way: signal.Signals,
 ) -> None:
     project.use_case(batch={"claim": 1, "tokens": 1})
     write_messages(range(3000))
@@ -271,8 +303,8 @@ def test_ctrl_c_says_that_nothing_is_lost(
     while not any(n["stored"] for n in status.of(store)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=30)
+    running.send_signal(way)
+    _, told = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "what was finished is stored, the rest waits" in told
     numbers = status.of(store)[0]

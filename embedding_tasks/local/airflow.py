@@ -31,10 +31,9 @@ from psycopg.conninfo import conninfo_to_dict
 from embedding_tasks import settings
 from embedding_tasks.errors import EmbedlineError
 from embedding_tasks.local import postgres
+from embedding_tasks.local.signals import interruptible
 from embedding_tasks.store.connection import conninfo, open_store
 
-# Ctrl-C, kill, and the end of the terminal
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 USER = "admin"
 POOL = {"name": "gpu", "slots": 1, "description": "embedding tasks, one per device"}
@@ -164,30 +163,23 @@ def _components(
     names: list[str], home: Path, environment: Mapping[str, str]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     processes: list[subprocess.Popen[bytes]] = []
-    # SIGINT, too: a shell that starts a job in the background has it ignored
-    previous = {number: signal.signal(number, _interrupt) for number in _STOPS}
-    try:
-        for name in names:
-            with (home / f"{name}.log").open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [*_airflow(), name],
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
+    with interruptible():
+        try:
+            for name in names:
+                with (home / f"{name}.log").open("wb") as log:
+                    processes.append(
+                        subprocess.Popen(
+                            [*_airflow(), name],
+                            env=environment,
+                            stdin=subprocess.DEVNULL,
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            start_new_session=True,
+                        )
                     )
-                )
-        yield processes
-    finally:
-        _stop(processes)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+            yield processes
+        finally:
+            _stop(processes)
 
 
 def _stop(processes: list[subprocess.Popen[bytes]], patience: float = 20) -> None:
