@@ -177,10 +177,10 @@ def publish_stage(request: Request) -> dict[str, Any]:
         _finish_version(store, request, use_case_id, run_id)
         serving = versions.live(store, use_case_id)[0]
         _judge(request.use_case, serving, _left(store, serving, run_id))
-        if request.window is None:
-            _judge_withheld(store, request.use_case)
-        counts = _close(store, run_id)
         numbers = status.of(store, request.use_case.name)[0]
+        if request.window is None:
+            _judge_withheld(request.use_case, numbers)
+        counts = _close(store, run_id)
     log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
     return {**counts, "wanted": numbers["wanted"], "stored": numbers["stored"]}
 
@@ -240,9 +240,8 @@ def promote(request: Request) -> ModelVersion:
     with request.open_store() as store, blame(store=store), store.transaction():
         use_case_id = versions.use_case_id(store, request.use_case.name)
         versions.lock(store, use_case_id)
-        for ready in versions.live(store, use_case_id):
-            if ready.state != "ready":
-                continue
+        live = versions.live(store, use_case_id)
+        for ready in (v for v in live if v.state == "ready"):
             left = _left(store, ready)
             if left.pending:
                 raise StoreError(
@@ -302,16 +301,11 @@ def _judge(use_case: UseCase, version: ModelVersion, left: _Left) -> None:
         )
 
 
-def _judge_withheld(store: Connection, use_case: UseCase) -> None:
-    row = store.execute(
-        "SELECT deletes_withheld, labels_withheld FROM embedline.use_case"
-        " WHERE name = %s",
-        [use_case.name],
-    ).fetchone()
-    assert row is not None
-    if any(row):
+def _judge_withheld(use_case: UseCase, numbers: dict[str, Any]) -> None:
+    records, labels = numbers["deletes_withheld"], numbers["labels_withheld"]
+    if records or labels:
         raise ThresholdError(
-            f"{use_case.name}: {row[0]} stored records and {row[1]} labels are gone "
+            f"{use_case.name}: {records} stored records and {labels} labels are gone "
             "from the source, more than source.delete_guard lets go unasked; "
             "if that is right, run once with --allow-deletes (in Airflow: the "
             "parameter allow_deletes)"

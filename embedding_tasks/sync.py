@@ -22,6 +22,7 @@ from embedding_tasks.connections import blame
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.staging import Target
 from embedding_tasks.store import versions
+from embedding_tasks.store.write import write_data
 from embedding_tasks.use_case import (
     Column,
     LabelTable,
@@ -293,18 +294,7 @@ def _refresh_data(target: Target, use_case: UseCase) -> None:
         version=version.id,
         place=place,
     )
-    target.execute(
-        "DELETE FROM embedline.input i USING kept k"
-        " WHERE i.model_version = %(version)s AND i.key = k.key AND k.data IS NULL",
-        version=version.id,
-    )
-    target.execute(
-        "INSERT INTO embedline.input AS i (model_version, key, data)"
-        " SELECT %(version)s, key, data FROM kept WHERE data IS NOT NULL ORDER BY key"
-        " ON CONFLICT (model_version, key) DO UPDATE SET data = EXCLUDED.data"
-        " WHERE i.data <> EXCLUDED.data",
-        version=version.id,
-    )
+    write_data(target.store, version.id, "SELECT key, data FROM kept")
 
 
 def _delete_vanished(target: Target, use_case: UseCase) -> int:

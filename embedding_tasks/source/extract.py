@@ -146,7 +146,8 @@ def records(
     with_data: bool = False,
 ) -> Extract:
     """Everything a sync takes of a record. `inputs` are the columns that each live
-    model version's vectors are made of, and the field `hashes` has one hash for each;
+    model version's vectors are made of (where there is none, those the use case
+    names), and the field `hashes` has one hash for each;
     `with_data` adds the text kept beside the vectors, which a sync needs only when
     the use case now keeps another part of it. Raises `SourceError` naming the field,
     the column and those there are."""
@@ -155,15 +156,14 @@ def records(
     if source.where is not None:
         _try_where(connection, relation, source.where)
     own = _inputs(relation, source.input)
+    inputs = inputs or [source.input]
     followed = tuple({*columns} <= relation.columns.keys() for columns in inputs)
     hashes = [
         _hash(_inputs(relation, columns)) if known else sql.SQL("NULL::bytea")
         for columns, known in zip(inputs, followed, strict=True)
     ]
     fields = {
-        "hashes": sql.SQL("ARRAY[{}]").format(
-            sql.SQL(", ").join(hashes or [_hash(own)])
-        ),
+        "hashes": sql.SQL("ARRAY[{}]").format(sql.SQL(", ").join(hashes)),
         **_record_fields(relation, use_case),
     }
     if with_data:

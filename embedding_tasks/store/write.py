@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -56,7 +57,11 @@ def write(store: Connection, lease: Lease, finished: Finished, run_id: int) -> W
         records = _fence(store, lease)
         vectors = _write_vectors(store, lease, run_id)
         _write_predictions(store, lease)
-        _write_data(store, lease)
+        write_data(
+            store,
+            lease.version.id,
+            "SELECT key, data FROM staged_record JOIN accepted USING (key)",
+        )
         _settle(store, lease)
         written = Written(records, vectors, len(finished.keys) - records)
         store.execute(
@@ -190,19 +195,19 @@ def _write_predictions(store: Connection, lease: Lease) -> None:
     )
 
 
-def _write_data(store: Connection, lease: Lease) -> None:
+def write_data(store: Connection, version_id: int, rows: LiteralString) -> None:
+    """What is kept of the inputs, of a query's `rows` (key, data); null: nothing."""
     store.execute(
-        "DELETE FROM embedline.input i USING staged_record s JOIN accepted USING (key)"
-        " WHERE i.model_version = %s AND i.key = s.key AND s.data IS NULL",
-        [lease.version.id],
+        f"DELETE FROM embedline.input i USING ({rows}) AS r"
+        " WHERE i.model_version = %s AND i.key = r.key AND r.data IS NULL",
+        [version_id],
     )
     store.execute(
         "INSERT INTO embedline.input AS i (model_version, key, data)"
-        " SELECT %s, s.key, s.data FROM staged_record s JOIN accepted USING (key)"
-        " WHERE s.data IS NOT NULL ORDER BY s.key"
+        f" SELECT %s, key, data FROM ({rows}) AS r WHERE data IS NOT NULL ORDER BY key"
         " ON CONFLICT (model_version, key) DO UPDATE SET data = EXCLUDED.data"
         " WHERE i.data <> EXCLUDED.data",
-        [lease.version.id],
+        [version_id],
     )
 
 
