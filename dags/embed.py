@@ -220,10 +220,17 @@ def _connection(connection_id: str) -> str:
 
 def _doc(case: UseCase, path: Path) -> str:
     source = case.source.table or "a query"
+    features = "\n".join(
+        f"- `{name}`: {feature.encoder.type} encoder "
+        f"`{getattr(feature.encoder, 'model', '')}`, pooling `{feature.pools}`"
+        for name, feature in case.all_features.items()
+    )
     return f"""{case.description}
 
-Keeps the embeddings of **{source}** in step, in `embeddings.{case.name}`.
-Model `{case.encoder.model}`, pooling `{case.pooling}`; described in `{path.name}`.
+Keeps the embeddings of **{source}** in step, in `embeddings.{case.name}`; described in
+`{path.name}`.
+
+{features}
 
 | run | what it does |
 |---|---|

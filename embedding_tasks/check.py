@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from psycopg import sql
 
 from embedding_tasks import encoders
 from embedding_tasks.connections import Connection, Resolve, blame, for_source
-from embedding_tasks.encoders import recipe
+from embedding_tasks.encoders import Runtime, recipe
 from embedding_tasks.errors import EmbedlineError, SourceError
+from embedding_tasks.inputs import Form
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.store import versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion, Recipe
-from embedding_tasks.use_case import LabelTable, UseCase, load
+from embedding_tasks.use_case import ONE_FEATURE, LabelTable, UseCase, load
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,25 @@ def use_case(
             return Finding(name, what, "", str(error).strip())
 
     yield look("source", lambda: _source(use_case, resolve))
-    made: list[Recipe] = []
+    made: dict[str, Recipe] = {}
     yield look("recipe", lambda: _recipe(use_case, made))
-    if made and with_model:
-        yield look("model", lambda: _model(use_case, made[0]))
+    if with_model:
+        for feature in made:
+            what = "model" if feature == ONE_FEATURE else f"model of {feature}"
+            yield look(what, partial(_model, use_case, feature, made[feature], resolve))
     yield look("store", lambda: _store(use_case, made, resolve))
 
 
 def _source(use_case: UseCase, resolve: Resolve | None) -> str:
     with snapshot.take(for_source(use_case.source, resolve)) as connection:
-        records = extract.records(connection, use_case)
+        features = use_case.all_features.values()
+        records = extract.records(
+            connection, use_case, forms=[Form.of(f.model_dump()) for f in features]
+        )
         rows = _readable(connection, records)
         detail = [f"{records.relation.name}: {rows}, strategy {records.strategy}"]
         if isinstance(use_case.label, LabelTable):
-            labels = extract.labels(connection, use_case.label)
+            labels = extract.labels(connection, use_case, use_case.label)
             detail.append(f"{labels.relation.name}: {_readable(connection, labels)}")
     return "; ".join(detail)
 
@@ -101,18 +108,25 @@ def _readable(connection: Connection, taken: Extract) -> str:
     return f"{rows} rows{nulls}"
 
 
-def _recipe(use_case: UseCase, made: list[Recipe]) -> str:
-    found = recipe.of(use_case)
-    made.append(found)
-    classes = f", classes {', '.join(found.classes)}" if found.classes else ""
-    return f"{found.dims} dimensions, fingerprint {found.fingerprint[:12]}{classes}"
+def _recipe(use_case: UseCase, made: dict[str, Recipe]) -> str:
+    made |= recipe.all_of(use_case)
+    return "; ".join(
+        f"{feature + ': ' if feature != ONE_FEATURE else ''}{found.dims} dimensions "
+        f"for each {found.unit}, fingerprint {found.fingerprint[:12]}"
+        + (f", classes {', '.join(found.classes)}" if found.classes else "")
+        for feature, found in made.items()
+    )
 
 
-def _model(use_case: UseCase, made: Recipe) -> str:
-    """Loads the model and embeds one text with it."""
+def _model(
+    use_case: UseCase, feature: str, made: Recipe, resolve: Resolve | None
+) -> str:
+    """Loads the model and embeds something with it."""
     trial = ModelVersion(
         id=0,
         use_case=0,
+        feature=feature,
+        unit=made.unit,
         version=0,
         fingerprint=made.fingerprint,
         spec=made.spec,
@@ -123,16 +137,17 @@ def _model(use_case: UseCase, made: Recipe) -> str:
         table_name="",
         state="building",
     )
-    encoder = encoders.load(
-        trial,
-        device=use_case.encoder.device,
-        batch_tokens=use_case.batch.tokens,
+    runtime = Runtime(
+        device=use_case.all_features[feature].device,
+        tokens=use_case.batch.tokens,
+        resolve=resolve,
+        open_store=partial(open_store, resolve),
     )
-    vectors = encoder.probe().vectors
+    vectors = encoders.load(trial, runtime).probe().vectors
     return f"loads and gives {vectors.shape[1]} dimensions"
 
 
-def _store(use_case: UseCase, made: list[Recipe], resolve: Resolve | None) -> str:
+def _store(use_case: UseCase, made: dict[str, Recipe], resolve: Resolve | None) -> str:
     with open_store(resolve) as store, blame(store=store):
         live: list[Any] = []
         for name, use_case_id in store.execute(
@@ -142,10 +157,10 @@ def _store(use_case: UseCase, made: list[Recipe], resolve: Resolve | None) -> st
                 live = versions.live(store, use_case_id)
     if not live:
         return "reachable; nothing of this use case is stored yet"
-    serving = live[0]
-    if made and all(v.fingerprint != made[0].fingerprint for v in live):
-        return (
-            f"version {serving.version} ({serving.dims} dimensions) serves; the next "
-            f"run builds a new one ({made[0].dims} dimensions)"
-        )
-    return f"version {serving.version} serves, {serving.dims} dimensions"
+    said = [
+        f"version {v.version} serves, {v.dims} dimensions" for v in live if v.serves
+    ]
+    fingerprints = {v.fingerprint for v in live}
+    new = [r for r in made.values() if r.fingerprint not in fingerprints]
+    said += [f"the next run builds a new one ({r.dims} dimensions)" for r in new]
+    return "; ".join(said)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from threading import Event
@@ -48,6 +48,9 @@ err = Console(stderr=True)
 Name = Annotated[str, typer.Argument(help="a use case: use_cases/NAME.yaml")]
 Key = Annotated[str, typer.Argument(help="a record's key")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Feature = Annotated[
+    str | None, typer.Option(help="of a use case that declares several")
+]
 Count = Annotated[int, typer.Option("-k", min=1, help="how many")]
 
 
@@ -219,7 +222,10 @@ def status(
 
 
 def _print_status(row: dict[str, Any]) -> None:
-    head = f"{row['use_case']}, model version {row['model_version']} ({row['state']})"
+    name = row["use_case"]
+    if row["feature"] != use_case.ONE_FEATURE:
+        name += f" {row['feature']}"
+    head = f"{name}, model version {row['model_version']} ({row['state']})"
     _say(f"[bold]{head}[/bold]: {row['coverage']:.2%} covered")
     counts = ("wanted", "stored", "pending", "leased", "retrying", "dead", "skipped")
     _say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
@@ -246,6 +252,11 @@ def search(
     key: Annotated[
         bool, typer.Option("--key", help="search near the record of this key")
     ] = False,
+    feature: Feature = None,
+    unit: Annotated[
+        int | None,
+        typer.Option(help="with --key: the number of its word, entity or object"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The records nearest to a text, embedded with the use case's own model."""
@@ -253,25 +264,32 @@ def search(
     from embedding_tasks.store.connection import open_store
 
     with open_store() as store:
-        find = searches.by_key if key else searches.by_text
-        rows = find(store, name, text, k)
+        if key:
+            rows = searches.by_key(store, name, text, k, feature=feature, unit=unit)
+        else:
+            rows = searches.by_text(store, name, text, k, feature=feature)
     if as_json:
         _print_json(rows)
         return
     for row in rows:
         row["distance"] = f"{row['distance']:.4f}"
         row["score"] = "" if row["score"] is None else f"{row['score']:.3f}"
-    _print_table(rows, ("key", "distance", "prediction", "score", "label", "data"))
+    columns = ["key", "distance", "prediction", "score", "label", "data"]
+    if any(row["text"] for row in rows):
+        columns[1:1] = ["unit", "text"]
+    _print_table(rows, columns)
 
 
 @app.command()
-def explain(name: Name, key: Key, as_json: AsJson = False) -> None:
+def explain(
+    name: Name, key: Key, feature: Feature = None, as_json: AsJson = False
+) -> None:
     """Why this record is, or is not, in the store."""
     from embedding_tasks import status as statuses
     from embedding_tasks.store.connection import open_store
 
     with open_store() as store:
-        facts = statuses.explain(store, use_case.find(name), key)
+        facts = statuses.explain(store, use_case.find(name), key, feature=feature)
     if as_json:
         _print_json(facts)
         return
@@ -304,10 +322,11 @@ def promote(name: Name) -> None:
     """Let a finished model version serve in place of the present one."""
     from embedding_tasks import run as stages
 
-    version = stages.promote(
+    promoted = stages.promote(
         stages.Request(use_case=use_case.find(name), external_id="", kind="cli")
     )
-    _say(f"{name}: version {version.version} serves now")
+    for version in promoted:
+        _say(f"{name}: version {version.version} serves now")
 
 
 @app.command(
@@ -363,7 +382,7 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
 
 
-def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+def _print_table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")

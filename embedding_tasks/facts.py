@@ -6,10 +6,13 @@ They come late, change often and never touch a vector.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from psycopg import sql
 
+from embedding_tasks.connections import Connection
 from embedding_tasks.staging import Target
+from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import (
     Column,
     DeleteGuard,
@@ -24,9 +27,9 @@ log = logging.getLogger(__name__)
 def write_of_columns(
     target: Target, use_case: UseCase, *, full: bool, withheld: bool
 ) -> int:
-    """Predictions and labels that are columns of the records themselves; `full`: all
-    of them are known, so those of other records can go, unless these records are
-    `withheld`. Returns how many labels changed."""
+    """Predictions and labels as `compare_labels` found them; `full`: all records are
+    known, so what is of others can go, unless these records are `withheld`. Returns
+    of how many records the label changed."""
     if isinstance(use_case.prediction, PredictionColumn):
         _write_predictions(target)
     elif full:
@@ -40,20 +43,16 @@ def write_of_columns(
             "DELETE FROM embedline.source_cursor"
             " WHERE use_case = %(use_case)s AND relation = 'labels'"
         )
-    if isinstance(use_case.label, Column):
-        target.execute(
-            "CREATE TEMP TABLE incoming_label ON COMMIT DROP AS"
-            " SELECT key, label, NULL::timestamptz AS labeled_at FROM incoming"
+    if use_case.label is None:
+        return (
+            target.execute("DELETE FROM embedline.label WHERE use_case = %(use_case)s")
+            if full
+            else 0
         )
-        changed = write_labels(target)
-        if full and not withheld:
-            changed += _withdraw_labels(target, "seen")
-        return changed
-    if use_case.label is None and full:
-        return target.execute(
-            "DELETE FROM embedline.label WHERE use_case = %(use_case)s"
-        )
-    return 0
+    changed = _write_labels(target)
+    if isinstance(use_case.label, Column) and full and not withheld:
+        changed += _withdraw_labels(target, "seen")
+    return changed
 
 
 def _write_predictions(target: Target) -> None:
@@ -79,29 +78,156 @@ def _write_predictions(target: Target) -> None:
     )
 
 
-def write_labels(target: Target) -> int:
+def compare_labels(target: Target, use_case: UseCase) -> None:
+    """What the store does not yet say of labels that were read, in `label_delta`: rows
+    to come, and rows to go (`label` null)."""
+    target.execute("CREATE TEMP TABLE withdrawn_label (key text) ON COMMIT DROP")
+    staged = isinstance(use_case.label, LabelTable)
+    if isinstance(use_case.label, Column):
+        target.execute(
+            "CREATE TEMP TABLE incoming_label ON COMMIT DROP AS"
+            " SELECT key, label, NULL::timestamptz AS labeled_at FROM incoming"
+        )
+        staged = True
+    if (
+        not staged
+        or not target.rows("SELECT to_regclass('pg_temp.incoming_label')")[0][0]
+    ):
+        target.execute(
+            "CREATE TEMP TABLE label_delta (key text, unit int, span int4range,"
+            " label text, labeled_at timestamptz) ON COMMIT DROP"
+        )
+        return
+    unit = use_case.first_feature.unit
     target.execute(
         "CREATE TEMP TABLE label_delta ON COMMIT DROP AS"
-        " SELECT i.key, i.label, i.labeled_at FROM incoming_label i"
-        " LEFT JOIN embedline.label l"
-        "   ON l.use_case = %(use_case)s AND l.key = i.key AND l.unit = 0"
-        " WHERE (l.label, l.labeled_at) IS DISTINCT FROM (i.label, i.labeled_at)"
-        "  AND NOT (l.key IS NULL AND i.label IS NULL)"
+        " WITH given AS ("
+        "  SELECT i.key, r.unit, r.span, r.label, i.labeled_at FROM incoming_label i"
+        "  CROSS JOIN LATERAL ("
+        "   SELECT 0 AS unit, NULL::int4range AS span, i.label WHERE NOT %(parts)s"
+        "   UNION ALL SELECT * FROM embedline.label_rows("
+        "    CASE WHEN %(parts)s THEN i.label::jsonb END, %(entities)s)) r"
+        "  WHERE r.label IS NOT NULL),"
+        " known AS (SELECT l.* FROM embedline.label l JOIN incoming_label i USING (key)"
+        "  WHERE l.use_case = %(use_case)s)"
+        " SELECT key, unit, g.span, g.label, g.labeled_at"
+        " FROM given g FULL JOIN known k USING (key, unit)"
+        " WHERE (g.span, g.label, g.labeled_at)"
+        "  IS DISTINCT FROM (k.span, k.label, k.labeled_at)",
+        parts=unit in ("word", "entity"),
+        entities=unit == "entity",
     )
+
+
+def _write_labels(target: Target) -> int:
     target.execute(
         "DELETE FROM embedline.label l USING label_delta d"
-        " WHERE l.use_case = %(use_case)s AND l.key = d.key AND d.label IS NULL"
+        " WHERE l.use_case = %(use_case)s AND l.key = d.key AND l.unit = d.unit"
+        " AND d.label IS NULL"
     )
     target.execute(
-        "INSERT INTO embedline.label AS l (use_case, key, label, labeled_at)"
-        " SELECT %(use_case)s, key, label, labeled_at FROM label_delta"
-        " WHERE label IS NOT NULL ORDER BY key"
+        "INSERT INTO embedline.label AS l"
+        " (use_case, key, unit, span, label, labeled_at)"
+        " SELECT %(use_case)s, key, unit, span, label, labeled_at FROM label_delta"
+        " WHERE label IS NOT NULL ORDER BY key, unit"
         " ON CONFLICT (use_case, key, unit) DO UPDATE SET label = EXCLUDED.label,"
-        "  labeled_at = EXCLUDED.labeled_at,"
+        "  span = EXCLUDED.span, labeled_at = EXCLUDED.labeled_at,"
         "  arrived_at = CASE WHEN l.label = EXCLUDED.label THEN l.arrived_at"
         "    ELSE now() END"
     )
-    return int(target.value("SELECT count(*) FROM label_delta"))
+    return int(target.value("SELECT count(DISTINCT key) FROM label_delta"))
+
+
+def keep_labelled(target: Target) -> None:
+    """Where parts of a record have vectors because they are labelled: parts that are
+    so now and have none are made, with their record, by a worker; parts that were are
+    let go here. A worker that holds such a record has read its old labels: it loses
+    its lease."""
+    changed = "SELECT key FROM label_delta UNION SELECT key FROM withdrawn_label"
+    for version in target.versions:
+        if not version.keeps_labelled:
+            continue
+        ids = {"version": version.id}
+        target.execute(
+            sql.SQL(
+                "UPDATE embedline.ledger l SET have_hash = CASE WHEN l.pending OR {}"
+                "   THEN NULL ELSE have_hash END, lease_token = NULL,"
+                "  lease_holder = NULL, lease_until = NULL,"
+                "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END"
+                " WHERE l.model_version = %(version)s AND l.want_hash IS NOT NULL"
+                f"  AND l.key IN ({changed}) AND (l.pending OR {{}})"
+            ).format(*[_lacks_labelled(version)] * 2),
+            **ids,
+        )
+        gone = sql.SQL(
+            f"v.key IN ({changed}) AND NOT {{}} AND EXISTS ("
+            "  SELECT FROM embedline.prediction p WHERE p.use_case = %(use_case)s"
+            "   AND p.key = v.key AND p.unit = v.unit AND p.model_version = %(version)s"
+            "   AND p.prediction = 'O')"
+        ).format(_is_labelled(version))
+        target.execute(
+            sql.SQL(
+                "WITH gone AS (DELETE FROM {} v WHERE {} RETURNING v.key, v.unit)"
+                " DELETE FROM embedline.prediction p USING gone g"
+                " WHERE p.use_case = %(use_case)s AND p.key = g.key AND p.unit = g.unit"
+                "  AND p.model_version = %(version)s"
+            ).format(version.table, gone),
+            **ids,
+        )
+
+
+def _is_labelled(version: ModelVersion) -> sql.Composable:
+    """Of a vector `v`."""
+    same = (
+        "l.span = v.span"
+        if version.unit == "entity"
+        else ("(l.span && v.span OR l.span IS NULL AND l.unit = v.unit)")
+    )
+    return sql.SQL(
+        "EXISTS (SELECT FROM embedline.label l WHERE l.use_case = %(use_case)s"
+        f" AND l.key = v.key AND l.unit >= 0 AND {same})"
+    )
+
+
+def _lacks_labelled(version: ModelVersion) -> sql.Composable:
+    """Of a ledger row `l`: is any labelled part of its record without a vector? The
+    words of a span are all there when their numbers have no gap and they reach from
+    its beginning to its end."""
+    if version.unit == "entity":
+        covered = "SELECT FROM {} v WHERE v.key = t.key AND v.span = t.span"
+    else:
+        covered = (
+            "SELECT FROM {} v WHERE v.key = t.key"
+            " AND (v.span && t.span OR t.span IS NULL AND v.unit = t.unit)"
+            " HAVING count(*) > 0 AND (t.span IS NULL"
+            "  OR max(v.unit) - min(v.unit) + 1 = count(*)"
+            "   AND min(lower(v.span)) <= lower(t.span)"
+            "   AND max(upper(v.span)) >= upper(t.span))"
+        )
+    return sql.SQL(
+        "EXISTS (SELECT FROM embedline.label t WHERE t.use_case = %(use_case)s"
+        f" AND t.key = l.key AND t.unit >= 0 AND NOT EXISTS ({covered}))"
+    ).format(version.table)
+
+
+def labelled(
+    store: Connection, use_case: int, keys: list[str]
+) -> dict[str, dict[str, Any]]:
+    """By key, what a `Sentence` is told of the label of its record."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, words, starts, stops in store.execute(
+        "SELECT key, array_agg(unit) FILTER (WHERE span IS NULL),"
+        "  array_agg(lower(span) ORDER BY unit) FILTER (WHERE span IS NOT NULL),"
+        "  array_agg(upper(span) ORDER BY unit) FILTER (WHERE span IS NOT NULL)"
+        " FROM embedline.label WHERE use_case = %s AND key = ANY (%s) AND unit >= 0"
+        " GROUP BY key",
+        [use_case, keys],
+    ):
+        found[key] = {
+            "labelled_words": frozenset(words or ()),
+            "labelled_spans": tuple(zip(starts or (), stops or (), strict=True)),
+        }
+    return found
 
 
 def withdraw_guarded(
@@ -111,7 +237,7 @@ def withdraw_guarded(
     known, gone = target.rows(
         "SELECT count(*), count(*) FILTER (WHERE NOT EXISTS ("
         "  SELECT FROM seen_label s WHERE s.key = l.key))"
-        " FROM embedline.label l WHERE l.use_case = %(use_case)s"
+        " FROM embedline.label l WHERE l.use_case = %(use_case)s AND l.unit <= 0"
     )[0]
     if not allow_deletes and guard.forbids(gone, known):
         log.warning("labels withheld rows=%d", gone)
@@ -120,9 +246,16 @@ def withdraw_guarded(
 
 
 def _withdraw_labels(target: Target, seen: str) -> int:
-    return target.execute(
+    target.execute(
         sql.SQL(
-            "DELETE FROM embedline.label l WHERE l.use_case = %(use_case)s"
+            "INSERT INTO withdrawn_label"
+            " SELECT DISTINCT key FROM embedline.label l"
+            " WHERE l.use_case = %(use_case)s"
             " AND NOT EXISTS (SELECT FROM {} s WHERE s.key = l.key)"
         ).format(sql.Identifier(seen))
     )
+    target.execute(
+        "DELETE FROM embedline.label l USING withdrawn_label w"
+        " WHERE l.use_case = %(use_case)s AND l.key = w.key"
+    )
+    return int(target.value("SELECT count(*) FROM withdrawn_label"))

@@ -12,20 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID, uuid4
 
-import numpy as np
 from psycopg import sql
 
-from embedding_tasks import encoders, ledger
-from embedding_tasks.connections import Connection, blame, usable
-from embedding_tasks.encoders import Encoded, Encoder
-from embedding_tasks.errors import (
-    DeviceError,
-    ModelError,
-    TransientError,
-)
+from embedding_tasks import encoders, facts, ledger
+from embedding_tasks.connections import Connection, Resolve, blame, usable
+from embedding_tasks.encoders import Encoder, Runtime
+from embedding_tasks.encoders.encoded import Encoded, joined
+from embedding_tasks.errors import InputError, ModelError, TransientError
 from embedding_tasks.ledger import Lease
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.source.snapshot import Input
@@ -69,6 +66,7 @@ class Worker:
     version: ModelVersion
     run_id: int
     holder: str
+    resolve: Resolve | None = None
     progress: Progress = lambda drained: None
     drained: Drained = field(default_factory=Drained)
     _token: UUID = field(default_factory=uuid4)
@@ -160,26 +158,48 @@ class Worker:
             self._count("deferred", put_off)
         return current
 
-    def _embed(self, lease: Lease, inputs: list[Input]) -> None:
-        texts = [self.version.text(i.parts) for i in inputs]
-        encoded, errors = isolate(self._loaded(), texts)
-        errors |= _unfit(encoded, self.version)
-        if len(errors) == len(inputs) and (trouble := self._trouble()):
+    def _embed(self, lease: Lease, records: list[Input]) -> None:
+        inputs, errors = self._formed(records)
+        encoded, unencoded = isolate(self._loaded(), inputs)
+        errors |= unencoded | _unfit(encoded, self.version)
+        if len(errors) == len(records) and (trouble := self._trouble()):
             self._whole_batch_failed(trouble)
             return
         self._whole_failures = 0
-        good = [p for p in range(len(inputs)) if p not in errors]
+        good = [p for p in range(len(records)) if p not in errors]
         if good:
+            form, kept = self.version.form, self.use_case.kept
             finished = Finished(
-                keys=[inputs[p].key for p in good],
-                data=[self.use_case.kept(texts[p]) for p in good],
-                encoded=_only(encoded, good),
+                keys=[records[p].key for p in good],
+                data=[kept(form.kept(records[p].parts)) for p in good],
+                encoded=encoded.only(good),
             )
             written = write(self.store, lease, finished, self.run_id)
             self.drained.embedded += written.records
             self.drained.discarded += written.discarded
         if errors:
-            self._charge(lease, {inputs[p].key: e for p, e in errors.items()})
+            self._charge(lease, {records[p].key: e for p, e in errors.items()})
+
+    def _formed(self, records: list[Input]) -> tuple[list[Any], dict[int, str]]:
+        """What the encoder reads of each record, and by position why it cannot."""
+        form = self.version.form
+        inputs: list[Any] = []
+        errors: dict[int, str] = {}
+        for position, record in enumerate(records):
+            try:
+                inputs.append(form.input(record.parts))
+            except InputError as error:
+                inputs.append(None)
+                errors[position] = f"InputError: {error}"
+        if self.version.keeps_labelled:
+            labelled = facts.labelled(
+                self.store, self.version.use_case, [r.key for r in records]
+            )
+            inputs = [
+                sentence and replace(sentence, **labelled.get(record.key, {}))
+                for sentence, record in zip(inputs, records, strict=True)
+            ]
+        return inputs, errors
 
     def _charge(self, lease: Lease, errors: dict[str, str]) -> None:
         self.drained.dead += ledger.fail(self.store, lease, errors, self.use_case.retry)
@@ -217,8 +237,12 @@ class Worker:
             began = time.monotonic()
             self._encoder = encoders.load(
                 self.version,
-                device=self.use_case.encoder.device,
-                batch_tokens=self.use_case.batch.tokens,
+                Runtime(
+                    device=self.use_case.all_features[self.version.feature].device,
+                    tokens=self.use_case.batch.tokens,
+                    resolve=self.resolve,
+                    open_store=self.open_store,
+                ),
             )
             log.info(
                 "loaded model use_case=%s version=%d seconds=%.1f",
@@ -257,19 +281,18 @@ class Worker:
             thread.join()
 
 
-def isolate(
-    encoder: Encoder, texts: Sequence[str]
-) -> tuple[Encoded | None, dict[int, str]]:
+def isolate(encoder: Encoder, inputs: Sequence[Any]) -> tuple[Encoded, dict[int, str]]:
     """Encode all that can be encoded, and say by position what cannot and why. A batch
-    that fails is halved until the bad input stands alone. Raises `DeviceError`."""
+    that fails is halved until the bad input stands alone; what is None is left out.
+    Raises `DeviceError` and other transient trouble, which is no input's fault."""
     parts: list[tuple[list[int], Encoded]] = []
     errors: dict[int, str] = {}
 
     def encode(positions: list[int]) -> None:
         try:
-            parts.append((positions, encoder.encode([texts[p] for p in positions])))
+            parts.append((positions, encoder.encode([inputs[p] for p in positions])))
             return
-        except DeviceError:
+        except TransientError:
             raise
         except Exception as error:
             if len(positions) == 1:
@@ -279,26 +302,13 @@ def isolate(
         encode(positions[:half])
         encode(positions[half:])
 
-    encode(list(range(len(texts))))
-    return _joined(parts), errors
+    if formed := [p for p, given in enumerate(inputs) if given is not None]:
+        encode(formed)
+    return joined(parts, len(inputs)), errors
 
 
-def _joined(parts: list[tuple[list[int], Encoded]]) -> Encoded | None:
-    if not parts:
-        return None
-    return Encoded(
-        vectors=np.concatenate([e.vectors for _, e in parts]),
-        inputs=np.concatenate(
-            [np.asarray(positions, np.int32)[e.inputs] for positions, e in parts]
-        ),
-        units=np.concatenate([e.units for _, e in parts]),
-        predictions=[p for _, e in parts for p in e.predictions],
-        truncated=sum(e.truncated for _, e in parts),
-    )
-
-
-def _unfit(encoded: Encoded | None, version: ModelVersion) -> dict[int, str]:
-    if encoded is None:
+def _unfit(encoded: Encoded, version: ModelVersion) -> dict[int, str]:
+    if not len(encoded.vectors):
         return {}
     if encoded.vectors.shape[1] != version.dims:
         raise ModelError(
@@ -311,21 +321,3 @@ def _unfit(encoded: Encoded | None, version: ModelVersion) -> dict[int, str]:
         f"for {version.storage}"
         for position in encoded.inputs[bad]
     }
-
-
-def _only(encoded: Encoded | None, positions: list[int]) -> Encoded:
-    """The vectors of these inputs alone, renumbered to their places in `positions`."""
-    assert encoded is not None
-    place = np.full(max(int(encoded.inputs.max()), *positions) + 1, -1, np.int32)
-    place[positions] = np.arange(len(positions), dtype=np.int32)
-    inputs = place[encoded.inputs]
-    kept = np.flatnonzero(inputs >= 0)
-    return Encoded(
-        vectors=encoded.vectors[kept],
-        inputs=inputs[kept],
-        units=encoded.units[kept],
-        predictions=[encoded.predictions[i] for i in kept.tolist()]
-        if encoded.predictions
-        else (),
-        truncated=encoded.truncated,
-    )

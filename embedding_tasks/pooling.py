@@ -1,7 +1,9 @@
 """Hidden states to vectors: pure functions, the same for every encoder.
 
-`hidden` is (batch, tokens, hidden) and `mask` (batch, tokens), 1 for a real token and
-0 for padding, on either side. No pooling ever reads a padded position.
+`hidden` is (batch, tokens, hidden): the words of a text, the patches of an image, the
+cells of a feature map, the queries of a detector. `mask` (batch, tokens) is the layout:
+1 for what is to be read, 0 for padding on either side, or for a token that is to be
+left out. No pooling ever reads a masked position.
 """
 
 from __future__ import annotations
@@ -23,6 +25,14 @@ def cls(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), first]
 
 
+def last(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The last real token, which alone has seen the whole text in a decoder
+    (Neelakantan et al. 2022), whichever side the padding is on: (batch, hidden)."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    final = (mask * positions).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), final]
+
+
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """The mean of the real tokens, special ones included, as sentence-transformers
     takes it (Reimers and Gurevych 2019): (batch, hidden), summed in float32."""
@@ -30,7 +40,12 @@ def mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden.to(torch.float32) * weights).sum(1) / weights.sum(1)
 
 
-POOLINGS: dict[str, Pooling] = {"cls": cls, "mean": mean}
+def max_(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The greatest value of each dimension among the real tokens: (batch, hidden)."""
+    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
+
+
+POOLINGS: dict[str, Pooling] = {"cls": cls, "mean": mean, "max": max_, "last": last}
 
 
 def by_name(name: str) -> Pooling:
@@ -38,6 +53,20 @@ def by_name(name: str) -> Pooling:
         return POOLINGS[name]
     except KeyError:
         raise ModelError(f"pooling {valid_choices(name, list(POOLINGS))}") from None
+
+
+def spans(tokens: Tensor, starts: Sequence[int], stops: Sequence[int]) -> Tensor:
+    """The mean of each run [start, stop) of `tokens` (tokens, hidden), in float32:
+    (spans, hidden). Runs may overlap; none may be empty."""
+    lengths = torch.tensor(stops) - torch.tensor(starts)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)[:-1]])
+    rows = torch.cat([torch.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+    return torch.nn.functional.embedding_bag(
+        rows.to(tokens.device),
+        tokens.to(torch.float32),
+        offsets.to(tokens.device),
+        mode="mean",
+    )
 
 
 def mix_layers(layers: Sequence[Tensor], choice: int | LayerMix) -> Tensor:

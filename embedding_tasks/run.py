@@ -76,7 +76,7 @@ def sync_stage(request: Request) -> dict[str, int]:
     use_case = request.use_case
     with request.open_store() as store, _recorded(store, request, "sync") as run_id:
         conninfo = for_source(use_case.source, request.resolve)
-        made = recipe.of(use_case)
+        made = recipe.all_of(use_case)
         counts: dict[str, int] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
@@ -140,14 +140,15 @@ def plan_stage(request: Request) -> int:
 def embed_stage(
     request: Request, worker: int, progress: Progress = lambda drained: None
 ) -> dict[str, Any]:
-    """Drains the queue of every live model version, the serving one first. Returns
+    """Drains the queue of every live model version, the serving ones first. Returns
     the counts of `Drained`."""
     total = Drained()
     stage = f"embed/{worker}"
     with request.open_store() as store, _recorded(store, request, stage) as run_id:
         conninfo = for_source(request.use_case.source, request.resolve)
         live = _live(store, request)
-        for version in live:
+        troubles: list[Exception] = []
+        for place, version in enumerate(live):
             worker_ = Worker(
                 store=store,
                 open_store=request.open_store,
@@ -156,10 +157,15 @@ def embed_stage(
                 version=version,
                 run_id=run_id,
                 holder=f"{request.external_id}/{worker}",
+                resolve=request.resolve,
                 progress=progress,
             )
-            _drain(worker_, is_followed=version is not live[-1])
+            followers = [v for v in live[place + 1 :] if v.feature == version.feature]
+            if (error := _drain(worker_)) and not followers:
+                troubles.append(error)
             total = _sum(total, worker_.drained)
+        if troubles:
+            raise troubles[0]
     counts = asdict(total)
     log.info("embedded use_case=%s %s", request.use_case.name, _facts(counts))
     return counts
@@ -174,9 +180,9 @@ def publish_stage(request: Request) -> dict[str, Any]:
         blame(store=store),
     ):
         use_case_id = versions.use_case_id(store, request.use_case.name)
-        _finish_version(store, request, use_case_id, run_id)
-        serving = versions.live(store, use_case_id)[0]
-        _judge(request.use_case, serving, _left(store, serving, run_id))
+        _finish_versions(store, request, use_case_id, run_id)
+        for serving in (v for v in versions.live(store, use_case_id) if v.serves):
+            _judge(request.use_case, serving, _left(store, serving, run_id))
         numbers = status.of(store, request.use_case.name)[0]
         if request.window is None:
             _judge_withheld(request.use_case, numbers)
@@ -194,48 +200,58 @@ def run(request: Request, progress: Progress = lambda drained: None) -> dict[str
     return {**synced, **embedded, **publish_stage(request)}
 
 
-def _drain(worker: Worker, *, is_followed: bool) -> None:
-    """A serving version that can no longer be kept in step (its model's files or a
-    column are gone, its model has turned out unfit) must not keep the version that is
-    built to follow it from being built. What it then lacks is judged in the end."""
+def _drain(worker: Worker) -> Exception | None:
+    """A version that cannot be kept in step (its model's files or a column are gone,
+    its model has turned out unfit) must keep neither the version that is built to
+    follow it nor another feature's from being embedded. What it then lacks is judged
+    in the end."""
     try:
         worker.drain()
     except DatabaseAway:
         raise
     except Exception as error:
-        if not is_followed:
-            raise
         log.error(
             "version %d falls behind: %s: %s",
             *(worker.version.version, type(error).__name__, error),
         )
+        return error
+    return None
 
 
-def _finish_version(
+def _finish_versions(
     store: Connection, request: Request, use_case_id: int, run_id: int
 ) -> None:
     """A version that is complete is ready, and serves if the use case says so. Raises
-    `ThresholdError` where it would be complete but for too many dead records."""
+    `ThresholdError` where one would be complete but for too many dead records."""
     with store.transaction():
         versions.lock(store, use_case_id)  # no sync adds to it meanwhile
-        candidates = [v for v in versions.live(store, use_case_id) if not v.serves]
-        if not candidates:
-            return
-        left = _left(store, candidates[0], run_id)
-        if left.pending or not _is_within(request.use_case, left.deferred, left):
-            return
-        _judge(request.use_case, candidates[0], left)
-        versions.mark_ready(store, candidates[0])
-        if request.use_case.auto_promote:
+        finished = False
+        refused: ThresholdError | None = None
+        for candidate in versions.live(store, use_case_id):
+            left = _left(store, candidate, run_id)
+            if candidate.serves or left.pending:
+                continue
+            if not _is_within(request.use_case, left.deferred, left):
+                continue
+            try:
+                _judge(request.use_case, candidate, left)
+            except ThresholdError as error:
+                refused = error
+            else:
+                versions.mark_ready(store, candidate)
+                finished = True
+        if finished and request.use_case.auto_promote:
             versions.promote(
                 store,
                 use_case_id,
                 prediction_from_source=request.prediction_from_source,
             )
+    if refused:
+        raise refused
 
 
-def promote(request: Request) -> ModelVersion:
-    """Let the ready version serve, on demand. Raises `StoreError` where there is none
+def promote(request: Request) -> list[ModelVersion]:
+    """Let the ready versions serve, on demand. Raises `StoreError` where there is none
     or it has fallen behind, `ThresholdError` where too much of it is dead."""
     with request.open_store() as store, blame(store=store), store.transaction():
         use_case_id = versions.use_case_id(store, request.use_case.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, LiteralString
 
 import psycopg
@@ -9,15 +10,22 @@ from pgvector import Vector
 from psycopg.rows import dict_row
 
 from embedding_tasks import encoders
-from embedding_tasks.connections import Connection
-from embedding_tasks.encoders import Encoder
+from embedding_tasks.connections import Connection, Resolve
+from embedding_tasks.encoders import Encoder, Runtime
 from embedding_tasks.errors import SearchError
+from embedding_tasks.inputs import Sentence
 from embedding_tasks.store import versions
+from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
 
 
-def encoder_of(version: ModelVersion, device: str = "auto") -> Encoder:
-    return encoders.load(version, device=device, batch_tokens=4096)
+def encoder_of(
+    version: ModelVersion, device: str = "auto", resolve: Resolve | None = None
+) -> Encoder:
+    runtime = Runtime(
+        device=device, resolve=resolve, open_store=partial(open_store, resolve)
+    )
+    return encoders.load(version, runtime)
 
 
 def by_text(
@@ -26,27 +34,53 @@ def by_text(
     text: str,
     k: int = 10,
     *,
+    feature: str | None = None,
     encoder: Encoder | None = None,
 ) -> list[dict[str, Any]]:
     """The k records nearest to a text, embedded as the use case's records are. Pass an
     `encoder` (of `encoder_of`) to search more than once. Raises `SearchError` for an
-    unknown use case, `ModelError` when its model files have changed."""
-    version = versions.active(store, use_case)
-    encoded = (encoder or encoder_of(version)).encode([text])
+    unknown use case or feature, or one that is not made of texts, `ModelError` when
+    its model files have changed."""
+    version = versions.active(store, use_case, feature)
+    query = _query(version, text)
+    encoded = (encoder or encoder_of(version)).encode([query])
     return _nearest(
         store,
-        "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s)",
-        [use_case, Vector(encoded.vectors[0]).to_text(), k],
+        "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s, %s)",
+        [use_case, Vector(encoded.vectors[0]).to_text(), k, version.feature],
     )
 
 
+def _query(version: ModelVersion, text: str) -> Any:
+    """A text as the version's inputs are. Where words or entities have vectors, all of
+    the text is the entity that is looked for."""
+    kind = version.form.kind
+    if kind in ("autoencoder", "gan"):
+        raise SearchError(
+            f"feature {version.feature!r} is made of a table's columns, not of a text; "
+            "search by --key"
+        )
+    if version.unit not in ("word", "entity"):
+        return text
+    return Sentence(text, labelled_spans=((0, len(text)),))
+
+
 def by_key(
-    store: Connection, use_case: str, key: str, k: int = 10
+    store: Connection,
+    use_case: str,
+    key: str,
+    k: int = 10,
+    *,
+    feature: str | None = None,
+    unit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The k records nearest to one that is stored."""
-    versions.active(store, use_case)
+    """The k records nearest to one that is stored, or to one of its words, entities
+    or objects."""
+    versions.active(store, use_case, feature)
     return _nearest(
-        store, "SELECT * FROM embeddings.neighbors(%s, %s, %s)", [use_case, key, k]
+        store,
+        "SELECT * FROM embeddings.neighbors(%s, %s, %s, %s, %s)",
+        [use_case, key, k, unit, feature],
     )
 
 

@@ -38,7 +38,7 @@ _TABLES: dict[str, LiteralString] = {
     "incoming": """
         key text COLLATE "C", hashes bytea[], event_time timestamptz,
         environment text, link text, tags jsonb, label text, prediction text,
-        score float8, data text""",
+        score float8, data text[]""",
     "seen": 'key text COLLATE "C", early boolean NOT NULL',
     "incoming_label": 'key text COLLATE "C", label text, labeled_at timestamptz',
     "seen_label": 'key text COLLATE "C", early boolean NOT NULL',
@@ -48,8 +48,9 @@ _TABLES: dict[str, LiteralString] = {
 @dataclass(frozen=True)
 class Target:
     """The side of the store that one use case's sync writes to, inside one
-    transaction. Statements find `%(use_case)s`, `%(versions)s` (ids) and `%(first)s`
-    (the serving version's id) filled in."""
+    transaction. Statements find `%(use_case)s`, `%(versions)s` (ids), `%(first)s` (the
+    id of the first feature's serving version) and `%(keep_labelled)s` (ids of the
+    versions that have vectors of labelled parts) filled in."""
 
     store: Connection
     use_case: int
@@ -69,7 +70,14 @@ class Target:
 
     def _parameters(self, more: dict[str, Any]) -> dict[str, Any]:
         ids = [version.id for version in self.versions]
-        return {"use_case": self.use_case, "versions": ids, "first": ids[0], **more}
+        keep = [version.id for version in self.versions if version.keeps_labelled]
+        return {
+            "use_case": self.use_case,
+            "versions": ids,
+            "first": ids[0],
+            "keep_labelled": keep,
+            **more,
+        }
 
 
 @dataclass(frozen=True)
@@ -261,7 +269,7 @@ def _unknown_labels(target: Target) -> list[str]:
     rows = target.rows(
         "SELECT key FROM seen_label s WHERE octet_length(key) <= %(most)s"
         " AND NOT EXISTS (SELECT FROM embedline.label l"
-        "   WHERE l.use_case = %(use_case)s AND l.key = s.key AND l.unit = 0)"
+        "   WHERE l.use_case = %(use_case)s AND l.key = s.key)"
         " AND NOT EXISTS (SELECT FROM incoming_label i WHERE i.key = s.key)",
         most=KEY_BYTES,
     )

@@ -43,13 +43,18 @@ def dead_errors(
 
 
 def explain(
-    store: Connection, use_case: UseCase, key: str, resolve: Resolve | None = None
+    store: Connection,
+    use_case: UseCase,
+    key: str,
+    resolve: Resolve | None = None,
+    *,
+    feature: str | None = None,
 ) -> dict[str, Any]:
     """Everything known of one record, source first. `verdict` says it in a sentence."""
     use_case_id = versions.use_case_id(store, use_case.name)
-    serving = versions.active(store, use_case.name)
+    serving = versions.active(store, use_case.name, feature)
     with snapshot.take(for_source(use_case.source, resolve)) as connection:
-        taken = extract.records(connection, use_case, inputs=[serving.spec["input"]])
+        taken = extract.records(connection, use_case, forms=[serving.form])
         key = taken.canonical(key)
         found = snapshot.describe_record(connection, taken, key)
     known = _ledger(store, serving.id, key)

@@ -75,10 +75,14 @@ def sync(
         records = extract.records(
             connection,
             use_case,
-            inputs=[version.spec["input"] for version in target.versions],
+            forms=[version.form for version in target.versions],
             with_data=refresh,
         )
         staged = staging.stage_records(target, connection, records, window)
+        if isinstance(use_case.label, LabelTable) and window is None:
+            found = extract.labels(connection, use_case, use_case.label)
+            staging.stage_labels(target, connection, found)
+        facts.compare_labels(target, use_case)
         again = reembed and window is not None
         new, changed = _compare(target, records.followed, reembed=again)
         withheld = _find_vanished(target, use_case, window, allow_deletes)
@@ -89,20 +93,18 @@ def sync(
         _drop_emptied(target)
         _write_records(target)
         if refresh:
-            _refresh_data(target, use_case)
+            _refresh_data(target)
         labels = facts.write_of_columns(
             target, use_case, full=staged.full, withheld=bool(withheld)
         )
         deleted = _delete_vanished(target, use_case)
         labels_withheld = 0
         if isinstance(use_case.label, LabelTable) and window is None:
-            found = extract.labels(connection, use_case.label)
-            staging.stage_labels(target, connection, found)
-            labels += facts.write_labels(target)
             withdrawn, labels_withheld = facts.withdraw_guarded(
                 target, use_case.source.delete_guard, allow_deletes
             )
             labels += withdrawn
+        facts.keep_labelled(target)
         if window is None:
             _remember_withheld(target, withheld, labels_withheld)
     return Synced(
@@ -195,6 +197,8 @@ def _lock(target: Target) -> None:
         "   SELECT model_version, key FROM delta WHERE NOT is_new"
         "   UNION SELECT v.id, key FROM vanished"
         "     CROSS JOIN unnest(%(versions)s::int[]) AS v (id)"
+        "   UNION SELECT v.id, key FROM label_delta"
+        "     CROSS JOIN unnest(%(keep_labelled)s::int[]) AS v (id)"
         "  ) AS touched USING (model_version, key)"
         "  ORDER BY model_version, key FOR UPDATE OF l) AS locked"
     )
@@ -277,24 +281,30 @@ def _write_records(target: Target) -> None:
     )
 
 
-def _refresh_data(target: Target, use_case: UseCase) -> None:
+def _refresh_data(target: Target) -> None:
     """The use case now keeps another part of the input than it did."""
-    made = (list(use_case.source.input), use_case.source.separator)
-    place, version = next(
-        (place, version)
-        for place, version in enumerate(target.versions, 1)
-        if (version.spec["input"], version.spec["separator"]) == made
-    )
     # Only where the vector is of the input that is read now.
     target.execute(
         "CREATE TEMP TABLE kept ON COMMIT DROP AS"
-        " SELECT i.key, i.data FROM incoming i JOIN embedline.ledger l"
-        "   ON l.model_version = %(version)s AND l.key = i.key"
-        "  AND l.have_hash = i.hashes[%(place)s]",
-        version=version.id,
-        place=place,
+        " SELECT v.id AS model_version, i.key, i.data[v.place] AS data, o.unknown_words"
+        " FROM unnest(%(versions)s::int[]) WITH ORDINALITY AS v (id, place)"
+        " CROSS JOIN incoming i JOIN embedline.ledger l"
+        "   ON l.model_version = v.id AND l.key = i.key"
+        "  AND l.have_hash = i.hashes[v.place]"
+        " LEFT JOIN embedline.input o ON o.model_version = v.id AND o.key = i.key",
     )
-    write_data(target.store, version.id, "SELECT key, data FROM kept")
+    for version in target.versions:
+        target.execute(
+            "CREATE TEMP TABLE kept_of_version ON COMMIT DROP AS"
+            " SELECT key, data, unknown_words FROM kept WHERE model_version = %(id)s",
+            id=version.id,
+        )
+        write_data(
+            target.store,
+            version.id,
+            "SELECT key, data, unknown_words FROM kept_of_version",
+        )
+        target.execute("DROP TABLE kept_of_version")
 
 
 def _delete_vanished(target: Target, use_case: UseCase) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from embedding_tasks.encoders import Encoded
+from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
 
 CLASSES = {0: "negative", 1: "neutral", 2: "positive"}

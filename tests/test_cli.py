@@ -17,7 +17,7 @@ import pytest
 
 from embedding_tasks import cli, status
 from embedding_tasks.connections import Connection
-from embedding_tasks.encoders import Encoded
+from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
 from tests.fix_models import ENCODE
 from tests.fix_project import Project

@@ -13,7 +13,7 @@ import pytest
 
 from embedding_tasks import ledger, run
 from embedding_tasks.connections import Connection, connect
-from embedding_tasks.encoders import Encoded, Prediction
+from embedding_tasks.encoders.encoded import Encoded, Prediction
 from embedding_tasks.ledger import Lease
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion

@@ -14,7 +14,7 @@ import pytest
 
 from embedding_tasks import ledger, pipeline, run, status
 from embedding_tasks.connections import Connection, connect
-from embedding_tasks.encoders import Encoded
+from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.errors import ThresholdError, TransientError
 from embedding_tasks.store import versions

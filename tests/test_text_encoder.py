@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_tasks import encoders
-from embedding_tasks.encoders import Encoder, recipe
+from embedding_tasks.encoders import Encoder, Runtime, recipe
 from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.errors import DeviceError, InputError, ModelError
-from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import UseCase
 
 
@@ -35,10 +35,14 @@ def use_case(model: Path, **changes: Any) -> UseCase:
     )
 
 
+def recipe_of(case: UseCase) -> Recipe:
+    return recipe.all_of(case)["embedding"]
+
+
 def encoder(model: Path, tokens: int = 4096, **changes: Any) -> Encoder:
     case = use_case(model, **changes)
-    spec = recipe.of(case).spec
-    return TextEncoder(model, spec, "cpu", tokens)
+    spec = recipe_of(case).spec
+    return TextEncoder(model, spec, Runtime("cpu", tokens))
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +218,7 @@ def test_half_precision_is_close_and_in_the_fingerprint(
     half = encoder(minilm, encoder={"dtype": dtype}).encode(texts).vectors
     assert cosine(full, half).min() > 0.999
     prints = {
-        recipe.of(use_case(minilm, encoder={"dtype": d})).fingerprint
+        recipe_of(use_case(minilm, encoder={"dtype": d})).fingerprint
         for d in ("float32", dtype)
     }
     assert len(prints) == 2
@@ -223,8 +227,8 @@ def test_half_precision_is_close_and_in_the_fingerprint(
 def test_a_model_without_a_trained_head_is_refused(
     minilm: Path, make_model: Callable[..., Path]
 ) -> None:
-    with pytest.raises(ModelError, match="no trained classification head"):
-        recipe.of(use_case(minilm, prediction="head"))
+    with pytest.raises(ModelError, match="no trained head for pooling"):
+        recipe_of(use_case(minilm, prediction="head"))
 
 
 def test_a_head_whose_weights_are_missing_is_refused(
@@ -256,10 +260,10 @@ def test_what_the_model_cannot_do_is_refused(
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
-        recipe.of(use_case(tmp_path))
+        recipe_of(use_case(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
     with pytest.raises(ModelError):
-        recipe.of(use_case(tmp_path))
+        recipe_of(use_case(tmp_path))
 
 
 def test_a_device_that_is_not_there_is_transient(tiny: Path) -> None:
@@ -267,7 +271,7 @@ def test_a_device_that_is_not_there_is_transient(tiny: Path) -> None:
         pytest.skip("this machine has one")
     case = use_case(tiny, encoder={"device": "cuda"})
     with pytest.raises(DeviceError, match="no CUDA"):
-        TextEncoder(tiny, recipe.of(case).spec, "cuda", 100)
+        TextEncoder(tiny, recipe_of(case).spec, Runtime("cuda", 100))
 
 
 def test_out_of_memory_halves_the_batch_and_spares_every_other_input(
@@ -298,25 +302,28 @@ def test_out_of_memory_halves_the_batch_and_spares_every_other_input(
 
 
 def version(spec: dict[str, Any]) -> ModelVersion:
-    return ModelVersion(1, 1, 1, "", spec, 32, "vector", "cosine", None, "t", "active")
+    return ModelVersion(
+        *(1, 1, "embedding", "record", 1, "", spec, 32),
+        *("vector", "cosine", None, "t", "active"),
+    )
 
 
 def test_files_that_have_changed_are_refused(
     make_model: Callable[..., Path],
 ) -> None:
     folder = make_model(seed=1)
-    spec = recipe.of(use_case(folder)).spec
-    encoders.load(version(spec), device="cpu", batch_tokens=100)
+    spec = recipe_of(use_case(folder)).spec
+    encoders.load(version(spec), Runtime("cpu", 100))
     other = make_model(seed=2)
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
     with pytest.raises(ModelError, match="not those that model version 1"):
-        encoders.load(version(spec), device="cpu", batch_tokens=100)
+        encoders.load(version(spec), Runtime("cpu", 100))
 
 
 def test_the_fingerprint_follows_what_shapes_the_vectors_and_nothing_else(
     tiny: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    base = recipe.of(use_case(tiny)).fingerprint
+    base = recipe_of(use_case(tiny)).fingerprint
     moved = tmp_path / "moved"
     shutil.copytree(tiny, moved)
     (moved / "README.md").write_text("notes")
@@ -326,7 +333,7 @@ def test_the_fingerprint_follows_what_shapes_the_vectors_and_nothing_else(
         use_case(tiny, schedule=None),
         use_case(tiny, storage={"data": 10, "distance": "l2"}),
     ]
-    assert {recipe.of(case).fingerprint for case in same} == {base}
+    assert {recipe_of(case).fingerprint for case in same} == {base}
     others = [
         use_case(make_model(seed=3)),
         use_case(tiny, pooling="mean"),
@@ -337,6 +344,6 @@ def test_the_fingerprint_follows_what_shapes_the_vectors_and_nothing_else(
         use_case(tiny, encoder={"dtype": "bfloat16"}),
         use_case(tiny, storage={"type": "halfvec"}),
     ]
-    prints = {recipe.of(case).fingerprint for case in others}
+    prints = {recipe_of(case).fingerprint for case in others}
     assert len(prints) == len(others)
     assert base not in prints

@@ -28,7 +28,7 @@ def load(folder: Path, changes: dict[str, Any] | None = None) -> use_case.UseCas
 def test_a_minimal_file_gets_sane_defaults(tmp_path: Path) -> None:
     case = load(tmp_path)
     assert case.source.key == ("id",)
-    assert case.pooling == "cls"
+    assert case.first_feature.pooling == "cls"
     assert case.prediction == "none"
     assert case.storage.data == "all"
     assert case.schedule == "@daily"
@@ -41,7 +41,7 @@ def test_a_minimal_file_gets_sane_defaults(tmp_path: Path) -> None:
             {"poolin": "cls"},
             "top level: unknown field 'poolin': did you mean 'pooling'",
         ),
-        ({"pooling": "clss"}, "pooling: input should be 'cls' or 'mean', got 'clss'"),
+        ({"pooling": "clss"}, "pooling: no pooling 'clss': did you mean 'cls'? valid:"),
         ({"encoder": {"modle": "x"}}, "encoder: unknown field 'modle'"),
         ({"encoder": {"dtype": "float64"}}, "encoder.dtype: input should be 'float32'"),
         (

@@ -1,53 +1,31 @@
-"""Ways of turning inputs into vectors, and what they all give back."""
+"""Ways of turning inputs into vectors, and what they all give back.
+
+One module per way. The next one is a kind of encoder in `use_case/feature.py`, a
+branch in `shape.of` and in `load`, and a module with a class that keeps `Encoder`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from embedding_tasks.encoders import weights
 from embedding_tasks.errors import ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from embedding_tasks.connections import Connection, Resolve
+    from embedding_tasks.encoders.encoded import Encoded
     from embedding_tasks.store.versions import ModelVersion
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """`probabilities` is one per class, in the encoder's order of classes, or empty
-    where the head has none (a regression)."""
-
-    prediction: str
-    score: float
-    probabilities: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Vectors of a sequence of inputs.
-
-    `vectors` (n, dims) float32; `inputs` (n,) the position of the input each vector
-    belongs to; `units` (n,) its number within that input, 0 for a whole record.
-    `predictions` is empty or has one for each vector.
-    """
-
-    vectors: npt.NDArray[np.float32]
-    inputs: npt.NDArray[np.int32]
-    units: npt.NDArray[np.int32]
-    predictions: Sequence[Prediction]
-    truncated: int
 
 
 class Encoder(Protocol):
     """Holds a loaded model. The same input gives the same vector in any company."""
 
-    def encode(self, inputs: Sequence[str]) -> Encoded:
-        """At least one input. Raises `DeviceError` when the device is lost, and
-        `InputError`, or anything else, when an input cannot be encoded."""
+    def encode(self, inputs: Sequence[Any]) -> Encoded:
+        """At least one input, as `embedding_tasks.inputs` forms them. Raises
+        `DeviceError` when the device is lost, `TransientError` when a server is away,
+        and `InputError`, or anything else, when an input cannot be encoded."""
         ...
 
     def probe(self) -> Encoded:
@@ -56,10 +34,22 @@ class Encoder(Protocol):
         ...
 
 
-def load(version: ModelVersion, *, device: str, batch_tokens: int) -> Encoder:
+@dataclass(frozen=True)
+class Runtime:
+    """What an encoder needs of its surroundings and that shapes no vector. `tokens`
+    is the most one forward pass may hold, padding included."""
+
+    device: str = "auto"
+    tokens: int = 4096
+    resolve: Resolve | None = None
+    open_store: Callable[[], Connection] | None = None
+
+
+def load(version: ModelVersion, runtime: Runtime) -> Encoder:
     """The encoder a model version's vectors were and are made with. Raises
     `ModelError` when its files are no longer the same."""
     spec = version.spec
+    kind = spec["encoder"]["type"]
     folder = weights.locate(spec["encoder"]["model"], spec["encoder"]["revision"])
     if weights.digest(folder) != spec["weights"]:
         raise ModelError(
@@ -67,6 +57,8 @@ def load(version: ModelVersion, *, device: str, batch_tokens: int) -> Encoder:
             f"{version.version} was made with; restore them, or run the use case to "
             "build a new version"
         )
-    from embedding_tasks.encoders.text import TextEncoder
+    if kind == "text":
+        from embedding_tasks.encoders.text import TextEncoder
 
-    return TextEncoder(folder, spec, device, batch_tokens)
+        return TextEncoder(folder, spec, runtime)
+    raise ModelError(f"no encoder of type {kind!r}")

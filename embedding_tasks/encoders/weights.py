@@ -13,6 +13,8 @@ from pathlib import Path
 
 from embedding_tasks import settings
 from embedding_tasks.errors import ModelError, TransientError
+from embedding_tasks.use_case import Feature
+from embedding_tasks.use_case.feature import OnDevice, WordVectors
 
 # What transformers needs to load a model and its tokenizer. Never Python code: a
 # model that wants to run its own (trust_remote_code) is not supported.
@@ -50,6 +52,12 @@ def locate(model: str, revision: str) -> Path:
             f"encoder.model: {model!r} is not in the local cache and the hub cannot "
             f"be reached: {type(error).__name__}"
         ) from error
+
+
+def of_feature(feature: Feature) -> Path:
+    encoder = feature.encoder
+    assert isinstance(encoder, OnDevice | WordVectors)
+    return locate(encoder.model, encoder.revision)
 
 
 def digest(folder: Path) -> str:

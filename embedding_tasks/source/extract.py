@@ -24,6 +24,7 @@ from psycopg import sql
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError, SourceError
+from embedding_tasks.inputs import Form
 from embedding_tasks.source.relation import (
     NUMBERS,
     TIMES,
@@ -31,13 +32,23 @@ from embedding_tasks.source.relation import (
     of_query,
     of_table,
 )
-from embedding_tasks.use_case import Column, LabelTable, PredictionColumn, UseCase
+from embedding_tasks.use_case import (
+    Column,
+    Feature,
+    LabelTable,
+    PredictionColumn,
+    Template,
+    UseCase,
+)
+
+# Arrays of words, or of their tags.
+WORDS = ("text[]", "character varying[]", "name[]")
 
 
 @dataclass(frozen=True)
 class Extract:
     """What is taken from one relation: a key and fields for each row. `inputs` are
-    the columns a model sees; `followed` says, for each live model version, whether
+    the columns an encoder sees; `followed` says, for each live model version, whether
     the relation still has the columns its vectors are made of."""
 
     relation: Relation
@@ -142,32 +153,35 @@ def records(
     connection: Connection,
     use_case: UseCase,
     *,
-    inputs: Sequence[Sequence[str]] = (),
+    forms: Sequence[Form] = (),
     with_data: bool = False,
 ) -> Extract:
-    """Everything a sync takes of a record. `inputs` are the columns that each live
-    model version's vectors are made of (where there is none, those the use case
-    names), and the field `hashes` has one hash for each;
-    `with_data` adds the text kept beside the vectors, which a sync needs only when
-    the use case now keeps another part of it. Raises `SourceError` naming the field,
-    the column and those there are."""
+    """Everything a sync takes of a record. `forms` say of each live model version what
+    its vectors are made of, and the field `hashes` has one hash for each;
+    `with_data` adds `data`, the text kept beside each one's vectors, which a sync
+    needs only when the use case now keeps another part of it. Raises `SourceError`
+    naming the field, the column and those there are."""
     source = use_case.source
     relation = _relation(connection, use_case)
     if source.where is not None:
         _try_where(connection, relation, source.where)
-    own = _inputs(relation, source.input)
-    inputs = inputs or [source.input]
-    followed = tuple({*columns} <= relation.columns.keys() for columns in inputs)
+    for feature in use_case.all_features.values():
+        _refuse_unfit(relation, feature)
+    followed = tuple({*form.columns} <= relation.columns.keys() for form in forms)
     hashes = [
-        _hash(_inputs(relation, columns)) if known else sql.SQL("NULL::bytea")
-        for columns, known in zip(inputs, followed, strict=True)
+        _hash(_texts(relation, form.columns)) if known else sql.SQL("NULL::bytea")
+        for form, known in zip(forms, followed, strict=True)
     ]
     fields = {
-        "hashes": sql.SQL("ARRAY[{}]").format(sql.SQL(", ").join(hashes)),
+        "hashes": sql.SQL("ARRAY[{}]::bytea[]").format(sql.SQL(", ").join(hashes)),
         **_record_fields(relation, use_case),
     }
     if with_data:
-        fields["data"] = _data(own, use_case)
+        data = [
+            _data(relation, form, use_case) if known else sql.SQL("NULL::text")
+            for form, known in zip(forms, followed, strict=True)
+        ]
+        fields["data"] = sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(data))
     event_time = None
     if source.event_time is not None:
         event_time = relation.typed(source.event_time, "source.event_time", TIMES)
@@ -191,22 +205,22 @@ def inputs(
     """What a worker takes of a record: the columns that its model version's vectors
     are made of, which need not be those the use case names by now."""
     relation = _relation(connection, use_case)
-    parts = _inputs(relation, columns)
     return Extract(
         relation=relation,
         strategy="scan",
         key_columns=use_case.source.key,
         key=_key(relation, use_case.source.key, "source.key"),
-        fields={"hash": _hash(parts)},
+        fields={"hash": _hash(_texts(relation, columns))},
         where=_where(use_case.source.where),
-        inputs=parts,
+        inputs=tuple(_value(relation, name) for name in columns),
     )
 
 
-def labels(connection: Connection, label: LabelTable) -> Extract:
+def labels(connection: Connection, use_case: UseCase, label: LabelTable) -> Extract:
     relation = of_table(connection, label.table, "label.table")
     column = relation.column(label.label, "label.label")
-    fields = {"label": _text(column)}
+    unit = use_case.first_feature.unit
+    fields = {"label": _label(relation, label.label, "label.label", unit)}
     if label.time is not None:
         fields["labeled_at"] = _moment(relation, label.time, "label.time")
     return Extract(
@@ -230,8 +244,38 @@ def _relation(connection: Connection, use_case: UseCase) -> Relation:
     return of_query(connection, source.query or "")
 
 
-def _inputs(relation: Relation, columns: Sequence[str]) -> tuple[sql.Composable, ...]:
+def _texts(relation: Relation, columns: Sequence[str]) -> tuple[sql.Composable, ...]:
     return tuple(_text(relation.column(name, "source.input")) for name in columns)
+
+
+def _value(relation: Relation, name: str) -> sql.Composable:
+    """An input as an encoder gets it: bytes, a list of words, or text."""
+    column = relation.column(name, "source.input")
+    if relation.columns[name] == "bytea":
+        return column
+    if relation.columns[name] in WORDS:
+        return sql.SQL("to_json({})").format(column)
+    return _text(column)
+
+
+def _refuse_unfit(relation: Relation, feature: Feature) -> None:
+    """What an encoder cannot read is known by the column's type."""
+    for name in feature.input:
+        relation.column(name, "source.input")
+        type_ = relation.columns[name]
+        if feature.reads_images and (type_ == "bytea" or not type_.endswith("[]")):
+            continue
+        if not feature.reads_images and type_ != "bytea":
+            continue
+        raise SourceError(
+            f"source.input: column {name!r} is of type {type_!r}; valid for an encoder "
+            f"of type {feature.encoder.type!r}: "
+            + (
+                "bytea, or a text with a path or URL"
+                if feature.reads_images
+                else "anything but bytea, which is an image's"
+            )
+        )
 
 
 def _definition(relation: Relation, use_case: UseCase) -> dict[str, Any]:
@@ -247,6 +291,7 @@ def _definition(relation: Relation, use_case: UseCase) -> dict[str, Any]:
                 *("environment", "link", "tags", "start"),
             },
         ),
+        "labelled": use_case.first_feature.unit,
         "label": label.column if isinstance(label, Column) else type(label).__name__,
         "prediction": prediction.model_dump()
         if isinstance(prediction, PredictionColumn)
@@ -256,7 +301,10 @@ def _definition(relation: Relation, use_case: UseCase) -> dict[str, Any]:
 
 def kept_data(use_case: UseCase) -> list[Any]:
     """What of the inputs is kept beside the vectors, as a cursor remembers it."""
-    return [use_case.storage.data, use_case.source.separator]
+    return [
+        use_case.storage.data,
+        *([f.separator, f.template] for f in use_case.all_features.values()),
+    ]
 
 
 def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Composable]:
@@ -281,7 +329,11 @@ def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Compo
             sql.SQL(", ").join(pairs)
         )
     if isinstance(use_case.label, Column):
-        fields["label"] = _text(relation.column(use_case.label.column, "label.column"))
+        first = use_case.first_feature
+        words = first.input[0] if relation.columns[first.input[0]] in WORDS else None
+        fields["label"] = _label(
+            relation, use_case.label.column, "label.column", first.unit, words
+        )
     if isinstance(use_case.prediction, PredictionColumn):
         fields["prediction"] = _text(
             relation.column(use_case.prediction.column, "prediction.column")
@@ -314,6 +366,37 @@ def _tag(relation: Relation, name: str) -> sql.Composable:
     return sql.SQL("replace({}::text, '\\u0000', '')::jsonb").format(column)
 
 
+def _label(
+    relation: Relation,
+    name: str,
+    field_name: str,
+    unit: str,
+    words: str | None = None,
+) -> sql.Composable:
+    """A label as text; of words or entities as JSON: what `embedline.label_rows`
+    takes apart."""
+    column = relation.column(name, field_name)
+    if unit in ("record", "object"):
+        return _text(column)
+    type_ = relation.columns[name]
+    if type_ not in (*WORDS, "json", "jsonb"):
+        raise SourceError(
+            f"{field_name}: column {name!r} is of type {type_!r}; valid where words "
+            "or entities have vectors: an array of tags, text[], or json with tags or "
+            'with [{"start": 0, "end": 6, "label": "person"}, …]'
+        )
+    if unit == "entity" and type_ in WORDS and words is None:
+        raise SourceError(
+            f"{field_name}: tags need the words they are given to beside them (the "
+            "input a text[] of the same table); valid else: json with the characters "
+            'of each entity, [{"start": 0, "end": 6, "label": "person"}, …]'
+        )
+    return sql.SQL(
+        "CASE WHEN {0} IS NOT NULL THEN replace(json_build_object('label', {0}, "
+        "'words', {1})::text, '\u0000', '') END"
+    ).format(column, sql.Identifier(words) if words else sql.SQL("NULL::text[]"))
+
+
 def _text(column: sql.Composable) -> sql.Composable:
     return sql.SQL("{}::text").format(column)
 
@@ -343,15 +426,50 @@ def _hash(inputs: tuple[sql.Composable, ...]) -> sql.Composable:
     ).format(columns)
 
 
-def _data(inputs: tuple[sql.Composable, ...], use_case: UseCase) -> sql.Composable:
-    """In SQL what `UseCase.kept` does in Python."""
+def _data(relation: Relation, form: Form, use_case: UseCase) -> sql.Composable:
+    """In SQL what `Form.kept` and `UseCase.kept` do in Python."""
     keep = use_case.storage.data
-    if keep == "none":
+    values = {name: _readable(relation, name) for name in form.columns}
+    if keep == "none" or (
+        form.kind == "image" and relation.columns[form.columns[0]] == "bytea"
+    ):
         return sql.SQL("NULL::text")
+    template = form.template
+    if template is None:
+        parts: list[sql.Composable] = [*values.values()]
+    elif template.each:
+        parts = [
+            sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
+                value,
+                _said(template, {"column": sql.Literal(name), "value": value}),
+            )
+            for name, value in values.items()
+        ]
+    else:
+        parts = [_said(template, values)]
     text = sql.SQL("concat_ws({}, {})").format(
-        sql.Literal(use_case.source.separator), sql.SQL(", ").join(inputs)
+        sql.Literal(form.separator), sql.SQL(", ").join(parts)
     )
     return text if keep == "all" else sql.SQL("left({}, {})").format(text, keep)
+
+
+def _readable(relation: Relation, name: str) -> sql.Composable:
+    column = relation.column(name, "source.input")
+    if relation.columns[name] in WORDS:
+        return sql.SQL("array_to_string({}, ' ', '')").format(column)
+    return _text(column)
+
+
+def _said(template: Template, values: Mapping[str, sql.Composable]) -> sql.Composable:
+    pieces = [
+        piece
+        for literal, name in template.pieces
+        for piece in (
+            sql.Literal(literal),
+            sql.SQL("''") if name is None else values[name],
+        )
+    ]
+    return sql.SQL("concat({})").format(sql.SQL(", ").join(pieces))
 
 
 def _where(where: str | None) -> sql.Composable:

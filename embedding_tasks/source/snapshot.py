@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 
 from embedding_tasks.connections import Connection, blame, connect
 from embedding_tasks.errors import SourceError
+from embedding_tasks.inputs import Part
 from embedding_tasks.source.extract import Extract
 
 # Keys and inputs are compared as text, so their text form must not depend on the
@@ -42,7 +43,7 @@ class Input:
 
     key: str
     hash: bytes | None
-    parts: tuple[str | None, ...]
+    parts: tuple[Part, ...]
 
 
 @contextmanager

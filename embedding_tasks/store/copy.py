@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ import numpy.typing as npt
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 COLUMNS = ("key", "unit", "input_hash", "embedding")
+# Of vectors of parts of an input: every row has one, or none has.
+SPAN, BOX = "span", "box"
 
 # Blocks that fit the processor's cache overlap best with the server (measured: 100 to
 # 1,000 rows beat 4,000 and more by 1.4 to 1.7 times).
@@ -35,8 +38,11 @@ def encode(
     hashes: Sequence[bytes],
     vectors: npt.NDArray[np.float32],
     storage: str,
+    spans: npt.NDArray[np.int32] | None = None,
+    boxes: npt.NDArray[np.float32] | None = None,
 ) -> Iterator[bytes]:
-    """Blocks of a COPY … (key, unit, input_hash, embedding) FROM STDIN BINARY.
+    """Blocks of a COPY … (key, unit, input_hash, embedding[, span][, box]) FROM STDIN
+    BINARY.
 
     `vectors` has shape (rows, dims), `hashes` 32 bytes each; `storage` is 'vector' or
     'halfvec'. The values must be finite (`unfit` says which rows are not): one that
@@ -45,7 +51,16 @@ def encode(
     yield HEADER
     for start in range(0, len(keys), ROWS_PER_BLOCK):
         part = slice(start, start + ROWS_PER_BLOCK)
-        yield _block(keys[part], units[part], hashes[part], vectors[part], storage)
+        tails = _tails(
+            units[part],
+            hashes[part],
+            vectors[part],
+            storage,
+            None if spans is None else spans[part],
+            None if boxes is None else boxes[part],
+        )
+        columns = len(COLUMNS) + (spans is not None) + (boxes is not None)
+        yield _block(keys[part], tails, columns)
     yield TRAILER
 
 
@@ -60,14 +75,7 @@ def unfit(vectors: npt.NDArray[np.float32], storage: str) -> npt.NDArray[np.bool
     return np.asarray(bad | ~vectors.any(axis=1))
 
 
-def _block(
-    keys: Sequence[str],
-    units: npt.NDArray[np.int32],
-    hashes: Sequence[bytes],
-    vectors: npt.NDArray[np.float32],
-    storage: str,
-) -> bytes:
-    tails = _tails(units, hashes, vectors, storage)
+def _block(keys: Sequence[str], tails: npt.NDArray[np.void], columns: int) -> bytes:
     width = tails.dtype.itemsize
     raw = tails.tobytes()
     fields = struct.Struct(">hi")
@@ -75,7 +83,7 @@ def _block(
     return b"".join(
         chain.from_iterable(
             (
-                fields.pack(len(COLUMNS), len(key)),
+                fields.pack(columns, len(key)),
                 key,
                 raw[i * width : (i + 1) * width],
             )
@@ -89,22 +97,24 @@ def _tails(
     hashes: Sequence[bytes],
     vectors: npt.NDArray[np.float32],
     storage: str,
+    spans: npt.NDArray[np.int32] | None,
+    boxes: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.void]:
     rows, dims = vectors.shape
     element = np.dtype(">f2" if storage == "halfvec" else ">f4")
-    tail = np.dtype(
-        [
-            ("unit_bytes", ">i4"),
-            ("unit", ">i4"),
-            ("hash_bytes", ">i4"),
-            ("hash", f"V{HASH_BYTES}"),
-            ("vector_bytes", ">i4"),
-            ("dims", ">i2"),
-            ("unused", ">i2"),
-            ("values", element, (dims,)),
-        ]
-    )
-    tails = np.zeros(rows, tail)
+    layout: list[Any] = [
+        ("unit_bytes", ">i4"),
+        ("unit", ">i4"),
+        ("hash_bytes", ">i4"),
+        ("hash", f"V{HASH_BYTES}"),
+        ("vector_bytes", ">i4"),
+        ("dims", ">i2"),
+        ("unused", ">i2"),
+        ("values", element, (dims,)),
+    ]
+    layout += _SPAN if spans is not None else []
+    layout += _BOX if boxes is not None else []
+    tails = np.zeros(rows, np.dtype(layout))
     tails["unit_bytes"] = 4
     tails["unit"] = units
     tails["hash_bytes"] = HASH_BYTES
@@ -112,4 +122,35 @@ def _tails(
     tails["vector_bytes"] = 4 + dims * element.itemsize
     tails["dims"] = dims
     tails["values"] = vectors
+    if spans is not None:
+        tails["range_bytes"], tails["flags"] = 17, _LOWER_INCLUSIVE
+        tails["start_bytes"] = tails["stop_bytes"] = 4
+        tails["start"], tails["stop"] = spans[:, 0], spans[:, 1]
+    if boxes is not None:
+        tails["array_bytes"], tails["dimensions"], tails["type"] = 52, 1, _FLOAT4
+        tails["length"], tails["first"] = 4, 1
+        tails["corners"]["bytes"], tails["corners"]["value"] = 4, boxes
     return tails
+
+
+# range_recv: flags, then each bound with its length. array_recv: dimensions, whether
+# there are nulls, the element's type, length and first subscript, then the elements.
+_LOWER_INCLUSIVE = 2
+_FLOAT4 = 700
+_SPAN = [
+    ("range_bytes", ">i4"),
+    ("flags", "u1"),
+    ("start_bytes", ">i4"),
+    ("start", ">i4"),
+    ("stop_bytes", ">i4"),
+    ("stop", ">i4"),
+]
+_BOX = [
+    ("array_bytes", ">i4"),
+    ("dimensions", ">i4"),
+    ("nulls", ">i4"),
+    ("type", ">i4"),
+    ("length", ">i4"),
+    ("first", ">i4"),
+    ("corners", [("bytes", ">i4"), ("value", ">f4")], (4,)),
+]

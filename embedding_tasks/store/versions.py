@@ -7,7 +7,7 @@ in one table; another fingerprint is another version, filled beside the serving 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError, StoreError, valid_choices
+from embedding_tasks.inputs import Form
 
 log = logging.getLogger(__name__)
 
 _COLUMNS = sql.SQL(
-    "id, use_case, version, fingerprint, spec, dims, storage, distance, classes,"
-    " table_name, state"
+    "id, use_case, feature, unit, version, fingerprint, spec, dims, storage, distance,"
+    " classes, table_name, state"
 )
 
 
@@ -33,14 +34,19 @@ class Recipe:
 
     fingerprint: str
     spec: dict[str, Any]
+    unit: str
     dims: int
     classes: list[str] | None
 
 
 @dataclass(frozen=True)
 class ModelVersion:
+    """`unit` is what one of its vectors stands for: record, word, entity, object."""
+
     id: int
     use_case: int
+    feature: str
+    unit: str
     version: int
     fingerprint: str
     spec: dict[str, Any]
@@ -59,10 +65,17 @@ class ModelVersion:
     def serves(self) -> bool:
         return self.state == "active"
 
-    def text(self, parts: Iterable[str | None]) -> str:
-        """The model's input, from the input columns that are not null."""
-        separator: str = self.spec["separator"]
-        return separator.join(p for p in parts if p is not None)
+    @property
+    def form(self) -> Form:
+        """How its inputs are made of the columns of a record."""
+        return Form.of(self.spec)
+
+    @property
+    def keeps_labelled(self) -> bool:
+        """Which of a record's parts have a vector depends on its label, too."""
+        pooling = self.spec["pooling"]
+        classified = isinstance(pooling, dict) and pooling.get("keep") == "classified"
+        return self.unit == "entity" or classified
 
 
 def open_use_case(store: Connection, name: str) -> int:
@@ -103,65 +116,96 @@ def use_case_id(store: Connection, name: str) -> int:
 
 
 def live(store: Connection, use_case: int) -> list[ModelVersion]:
-    """The versions that follow the source, the serving one first."""
+    """The versions that follow the source: those that serve first, and among them that
+    of the first feature."""
     statement = sql.SQL(
-        "SELECT {} FROM embedline.model_version"
+        "SELECT {} FROM embedline.model_version m"
         " WHERE use_case = %s AND state <> 'retired'"
-        " ORDER BY state <> 'active', version"
+        " ORDER BY state <> 'active', (SELECT array_position(u.features, m.feature)"
+        "  FROM embedline.use_case u WHERE u.id = m.use_case), version"
     ).format(_COLUMNS)
     return _fetch(store, statement, [use_case])
 
 
-def active(store: Connection, name: str) -> ModelVersion:
-    found = live(store, use_case_id(store, name))
-    if not found or not found[0].serves:
+def active(store: Connection, name: str, feature: str | None = None) -> ModelVersion:
+    """The serving version of a feature, the first one unless it is named."""
+    serving = [v for v in live(store, use_case_id(store, name)) if v.serves]
+    if not serving:
         raise SearchError(f"use case {name!r} has no vectors yet; run it first")
-    return found[0]
+    if feature is None:
+        return serving[0]
+    found = {version.feature: version for version in serving}
+    if feature not in found:
+        raise SearchError(
+            f"use case {name!r} has no feature {valid_choices(feature, list(found))}"
+        )
+    return found[feature]
 
 
 def ensure(
     store: Connection,
     use_case: int,
     name: str,
-    recipe: Recipe,
+    recipes: Mapping[str, Recipe],
     *,
     storage: str,
     distance: str,
     prediction_from_source: bool,
 ) -> list[ModelVersion]:
-    """The live versions, with one for this recipe among them. The first version of a
-    use case serves at once; a later one is built beside it, starting from the serving
-    version's ledger. Call with the use case open."""
+    """The live versions, with one for each feature's recipe among them. The first
+    version of a feature serves at once; a later one is built beside it, starting from
+    the serving version's ledger. Call with the use case open."""
+    store.execute(
+        "UPDATE embedline.use_case SET features = %s WHERE id = %s AND features <> %s",
+        [[*recipes], use_case, [*recipes]],
+    )
     versions = live(store, use_case)
-    match = [v for v in versions if v.fingerprint == recipe.fingerprint]
-    if not match:
-        # A version still being built for a recipe that is no longer wanted
-        for stale in (v for v in versions if not v.serves):
-            retire(store, stale)
-        match = [_create(store, use_case, name, recipe, storage, distance, versions)]
-    elif match[0].serves:
-        for stale in (v for v in versions if not v.serves):
-            retire(store, stale)
+    for undeclared in (v for v in versions if v.feature not in recipes):
+        retire(store, undeclared)
+    for feature, recipe in recipes.items():
+        own = [v for v in versions if v.feature == feature]
+        _ensure_feature(store, use_case, name, feature, recipe, storage, distance, own)
     store.execute(
         "UPDATE embedline.model_version SET distance = %s"
         " WHERE use_case = %s AND state <> 'retired' AND distance <> %s",
         [distance, use_case, distance],
     )
+    _refresh_views(store, use_case, prediction_from_source)
+    return live(store, use_case)
+
+
+def _ensure_feature(
+    store: Connection,
+    use_case: int,
+    name: str,
+    feature: str,
+    recipe: Recipe,
+    storage: str,
+    distance: str,
+    versions: Sequence[ModelVersion],
+) -> None:
+    match = [v for v in versions if v.fingerprint == recipe.fingerprint]
+    if not match or match[0].serves:
+        # A version still being built for a recipe that is no longer wanted
+        for stale in (v for v in versions if not v.serves):
+            retire(store, stale)
+    if not match:
+        match = [
+            _create(store, use_case, name, feature, recipe, storage, distance, versions)
+        ]
     # the same vectors of the same files, which may have moved
     store.execute(
         "UPDATE embedline.model_version SET spec = %s WHERE id = %s AND spec <> %s",
         [Jsonb(recipe.spec), match[0].id, Jsonb(recipe.spec)],
     )
-    _refresh_view(store, use_case, prediction_from_source)
-    return live(store, use_case)
 
 
-def _refresh_view(
+def _refresh_views(
     store: Connection, use_case: int, prediction_from_source: bool
 ) -> None:
     try:
         store.execute(
-            "SELECT embedline.refresh_view(%s, %s)", [use_case, prediction_from_source]
+            "SELECT embedline.refresh_views(%s, %s)", [use_case, prediction_from_source]
         )
     except psycopg.errors.DependentObjectsStillExist as error:
         raise StoreError(
@@ -181,8 +225,8 @@ def mark_ready(store: Connection, version: ModelVersion) -> None:
 
 def promote(
     store: Connection, use_case: int, *, prediction_from_source: bool
-) -> ModelVersion:
-    """Make the ready version the serving one, and its view, in one transaction."""
+) -> list[ModelVersion]:
+    """Make every ready version a serving one, and its view, in one transaction."""
     with store.transaction():
         lock(store, use_case)
         versions = live(store, use_case)
@@ -190,16 +234,18 @@ def promote(
         if not ready:
             states = ", ".join(f"{v.version}: {v.state}" for v in versions)
             raise StoreError(f"no version is ready to be promoted (versions: {states})")
-        for serving in (v for v in versions if v.serves):
+        features = {v.feature for v in ready}
+        for serving in (v for v in versions if v.serves and v.feature in features):
             retire(store, serving)
         store.execute(
             "UPDATE embedline.model_version"
-            " SET state = 'active', activated_at = now() WHERE id = %s",
-            [ready[0].id],
+            " SET state = 'active', activated_at = now() WHERE id = ANY (%s)",
+            [[v.id for v in ready]],
         )
-        _refresh_view(store, use_case, prediction_from_source)
-    log.info("promoted use_case=%d version=%d", use_case, ready[0].version)
-    return ready[0]
+        _refresh_views(store, use_case, prediction_from_source)
+    for version in ready:
+        log.info("promoted use_case=%d version=%d", use_case, version.version)
+    return ready
 
 
 def retire(store: Connection, version: ModelVersion) -> None:
@@ -228,6 +274,7 @@ def _create(
     store: Connection,
     use_case: int,
     name: str,
+    feature: str,
     recipe: Recipe,
     storage: str,
     distance: str,
@@ -238,13 +285,15 @@ def _create(
     created = _fetch(
         store,
         sql.SQL(
-            "INSERT INTO embedline.model_version (use_case, version, fingerprint,"
-            " spec, dims, storage, distance, classes, table_name, state, activated_at)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
+            "INSERT INTO embedline.model_version (use_case, feature, unit, version,"
+            " fingerprint, spec, dims, storage, distance, classes, table_name, state,"
+            " activated_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
             " CASE WHEN %s THEN now() END) RETURNING {}"
         ).format(_COLUMNS),
         [
             use_case,
+            feature,
+            recipe.unit,
             number,
             recipe.fingerprint,
             Jsonb(recipe.spec),
@@ -262,14 +311,14 @@ def _create(
         " WHERE id = %s",
         [created.id],
     )
+    if serving is None or serving.spec["input"] != recipe.spec["input"]:
+        # other columns have other hashes: every row must be read for them
+        store.execute(
+            "UPDATE embedline.source_cursor SET server = ''"
+            " WHERE use_case = %s AND relation = 'records'",
+            [use_case],
+        )
     if serving is not None:
-        if serving.spec["input"] != recipe.spec["input"]:
-            # other columns have other hashes: every row must be read for them
-            store.execute(
-                "UPDATE embedline.source_cursor SET server = ''"
-                " WHERE use_case = %s AND relation = 'records'",
-                [use_case],
-            )
         store.execute(
             "INSERT INTO embedline.ledger (model_version, key, want_hash, priority)"
             " SELECT %s, key, want_hash, 10 FROM embedline.ledger"

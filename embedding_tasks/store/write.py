@@ -18,7 +18,7 @@ from psycopg import sql
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.encoders import Encoded
+from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.ledger import Lease
 from embedding_tasks.store import copy
 
@@ -60,7 +60,8 @@ def write(store: Connection, lease: Lease, finished: Finished, run_id: int) -> W
         write_data(
             store,
             lease.version.id,
-            "SELECT key, data FROM staged_record JOIN accepted USING (key)",
+            "SELECT key, data, unknown_words"
+            " FROM staged_record JOIN accepted USING (key)",
         )
         _settle(store, lease)
         written = Written(records, vectors, len(finished.keys) - records)
@@ -79,8 +80,8 @@ def _counts(written: Written) -> tuple[int, int, int]:
 def _stage(store: Connection, lease: Lease, finished: Finished) -> None:
     version, encoded = lease.version, finished.encoded
     store.execute(
-        'CREATE TEMP TABLE staged_record (key text COLLATE "C", hash bytea, data text)'
-        " ON COMMIT DROP"
+        'CREATE TEMP TABLE staged_record (key text COLLATE "C", hash bytea, data text,'
+        " unknown_words real) ON COMMIT DROP"
     )
     store.execute(
         'CREATE TEMP TABLE staged_prediction (key text COLLATE "C", unit int,'
@@ -97,8 +98,11 @@ def _stage(store: Connection, lease: Lease, finished: Finished) -> None:
         " ALTER embedded_at DROP NOT NULL"
     )
     hashes = [lease.hashes[key] for key in finished.keys]
-    with store.cursor().copy("COPY staged_record (key, hash, data) FROM STDIN") as rows:
-        for record in zip(finished.keys, hashes, finished.data, strict=True):
+    unknown = [None] * len(hashes)
+    if encoded.unknown is not None:
+        unknown = encoded.unknown.tolist()
+    with store.cursor().copy("COPY staged_record FROM STDIN") as rows:
+        for record in zip(finished.keys, hashes, finished.data, unknown, strict=True):
             rows.write_row(record)
     keys = [finished.keys[i] for i in encoded.inputs]
     _copy_vectors(store, lease, keys, [hashes[i] for i in encoded.inputs], encoded)
@@ -112,11 +116,22 @@ def _copy_vectors(
     hashes: Sequence[bytes],
     encoded: Encoded,
 ) -> None:
+    if not keys:  # a sentence without a single word to keep
+        return
+    columns = [*copy.COLUMNS]
+    columns += [copy.SPAN] if encoded.spans is not None else []
+    columns += [copy.BOX] if encoded.boxes is not None else []
     statement = sql.SQL("COPY staged_vector ({}) FROM STDIN (FORMAT binary)").format(
-        sql.SQL(", ").join(map(sql.Identifier, copy.COLUMNS))
+        sql.SQL(", ").join(map(sql.Identifier, columns))
     )
     blocks = copy.encode(
-        keys, encoded.units, hashes, encoded.vectors, lease.version.storage
+        keys,
+        encoded.units,
+        hashes,
+        encoded.vectors,
+        lease.version.storage,
+        encoded.spans,
+        encoded.boxes,
     )
     with store.cursor().copy(statement) as out:
         for block in blocks:
@@ -159,11 +174,12 @@ def _write_vectors(store: Connection, lease: Lease, run_id: int) -> int:
     )
     return store.execute(
         sql.SQL(
-            "INSERT INTO {} AS v (key, unit, embedding, input_hash, run_id)"
-            " SELECT s.key, s.unit, s.embedding, s.input_hash, %s"
+            "INSERT INTO {} AS v (key, unit, span, box, embedding, input_hash, run_id)"
+            " SELECT s.key, s.unit, s.span, s.box, s.embedding, s.input_hash, %s"
             " FROM staged_vector s JOIN accepted a USING (key)"
             " ORDER BY s.key, s.unit"
             " ON CONFLICT (key, unit) DO UPDATE SET embedding = EXCLUDED.embedding,"
+            "  span = EXCLUDED.span, box = EXCLUDED.box,"
             "  input_hash = EXCLUDED.input_hash, run_id = EXCLUDED.run_id,"
             "  embedded_at = now()"
             " WHERE v.input_hash IS DISTINCT FROM EXCLUDED.input_hash"
@@ -196,17 +212,22 @@ def _write_predictions(store: Connection, lease: Lease) -> None:
 
 
 def write_data(store: Connection, version_id: int, rows: LiteralString) -> None:
-    """What is kept of the inputs, of a query's `rows` (key, data); null: nothing."""
+    """What is kept of the inputs, of a query's `rows` (key, data, unknown_words);
+    both null: nothing."""
     store.execute(
         f"DELETE FROM embedline.input i USING ({rows}) AS r"
-        " WHERE i.model_version = %s AND i.key = r.key AND r.data IS NULL",
+        " WHERE i.model_version = %s AND i.key = r.key"
+        " AND num_nonnulls(r.data, r.unknown_words) = 0",
         [version_id],
     )
     store.execute(
-        "INSERT INTO embedline.input AS i (model_version, key, data)"
-        f" SELECT %s, key, data FROM ({rows}) AS r WHERE data IS NOT NULL ORDER BY key"
-        " ON CONFLICT (model_version, key) DO UPDATE SET data = EXCLUDED.data"
-        " WHERE i.data <> EXCLUDED.data",
+        "INSERT INTO embedline.input AS i (model_version, key, data, unknown_words)"
+        f" SELECT %s, key, data, unknown_words FROM ({rows}) AS r"
+        " WHERE num_nonnulls(data, unknown_words) > 0 ORDER BY key"
+        " ON CONFLICT (model_version, key) DO UPDATE SET data = EXCLUDED.data,"
+        "  unknown_words = EXCLUDED.unknown_words"
+        " WHERE (i.data, i.unknown_words)"
+        "  IS DISTINCT FROM (EXCLUDED.data, EXCLUDED.unknown_words)",
         [version_id],
     )
 

@@ -1,24 +1,54 @@
--- (Re)creates embeddings.<use case> over the active model version. A change of
--- dimension or type cannot be a CREATE OR REPLACE: then the view is dropped and made
--- again in the same transaction, with the grants and options it had.
-CREATE OR REPLACE FUNCTION embedline.refresh_view(use_case_id int, from_source boolean)
-RETURNS void
-LANGUAGE plpgsql
+-- A stretch of a text with what is around it.
+CREATE OR REPLACE FUNCTION embeddings.context(data text, span int4range, characters int DEFAULT 40)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN lower(span) > characters THEN '…' ELSE '' END
+    || substr(data, greatest(lower(span) - characters, 0) + 1, least(lower(span), characters))
+    || '[' || substr(data, lower(span) + 1, upper(span) - lower(span)) || ']'
+    || substr(data, upper(span) + 1, characters)
+    || CASE WHEN length(data) > upper(span) + characters THEN '…' ELSE '' END;
+COMMENT ON FUNCTION embeddings.context(text, int4range, int) IS
+    'The characters of a span in brackets, and so many characters of its text on either side';
+
+-- The label of each vector, as a lateral join over `v`.
+CREATE OR REPLACE FUNCTION embedline.label_of_unit(version embedline.model_version)
+RETURNS text
+LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    use_case embedline.use_case;
-    active   embedline.model_version;
-    query    text;
-    comment  text;
-BEGIN
-    SELECT * INTO STRICT use_case FROM embedline.use_case WHERE id = use_case_id;
-    SELECT * INTO STRICT active FROM embedline.model_version m
-        WHERE m.use_case = use_case_id AND m.state = 'active';
-    query := format(
+    SELECT CASE version.unit
+    -- The number of a word, else any labelled span it lies in, of which it is the
+    -- beginning when no word before it does.
+    WHEN 'word' THEN format(
+        'LEFT JOIN LATERAL (
+            SELECT CASE WHEN l.span IS NULL THEN l.label
+                        WHEN EXISTS (SELECT FROM embedline.%1$I w
+                                      WHERE w.key = v.key AND w.unit < v.unit AND w.span && l.span)
+                        THEN ''I-'' || l.label ELSE ''B-'' || l.label END AS label
+              FROM embedline.label l
+             WHERE l.use_case = %2$s AND l.key = v.key
+               AND (l.span && v.span OR l.span IS NULL AND l.unit IN (v.unit, -1))
+             ORDER BY l.unit = -1, l.unit LIMIT 1) l ON true', version.table_name, version.use_case)
+    WHEN 'entity' THEN format(
+        'LEFT JOIN LATERAL (
+            SELECT l.label FROM embedline.label l
+             WHERE l.use_case = %s AND l.key = v.key AND (l.span = v.span OR l.unit = -1)
+             ORDER BY l.unit = -1, l.unit LIMIT 1) l ON true', version.use_case)
+    ELSE format(
+        'LEFT JOIN embedline.label l ON l.use_case = %s AND l.key = v.key AND l.unit = 0', version.use_case)
+    END
+$$;
+
+-- One feature's vectors, each with its record, prediction and label.
+CREATE OR REPLACE FUNCTION embedline.feature_view(version embedline.model_version, from_source boolean)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format(
         'SELECT v.key, v.unit, v.span, i.data, r.link, r.tags, v.embedding,
                 p.prediction, p.score, l.label, r.event_time, r.environment,
-                %1$s AS model_version, v.embedded_at
+                %1$s AS model_version, v.embedded_at%6$s
          FROM embedline.%2$I v
          LEFT JOIN embedline.record r
                 ON r.use_case = %3$s AND r.key = v.key
@@ -27,22 +57,116 @@ BEGIN
          LEFT JOIN embedline.prediction p
                 ON p.use_case = %3$s AND p.key = v.key AND p.unit = v.unit
                AND p.model_version = %5$s
-         LEFT JOIN embedline.label l
-                ON l.use_case = %3$s AND l.key = v.key AND l.unit = v.unit',
-        active.version, active.table_name, use_case_id, active.id,
-        CASE WHEN from_source THEN 0 ELSE active.id END);
-    comment := format(
-        'Use case %s: one row per vector of model version %s, with its record, prediction and label. '
-        'To search: ORDER BY embedding %s <vector> LIMIT k, or embeddings.nearest(%L, <vector>, k).',
-        use_case.name, active.version, embedline.distance_operator(active.distance), use_case.name);
-    IF use_case.view_definition = query || E'\n-- ' || comment
-       AND to_regclass(format('embeddings.%I', use_case.name)) IS NOT NULL THEN
+         %7$s',
+        version.version, version.table_name, version.use_case, version.id,
+        CASE WHEN from_source THEN 0 ELSE version.id END,
+        CASE WHEN version.unit IN ('word', 'entity') THEN ',
+                nullif(substr(i.data, lower(v.span) + 1, upper(v.span) - lower(v.span)), '''') AS text,
+                embeddings.context(i.data, v.span) AS context'
+             WHEN version.unit = 'object' THEN ', v.box'
+             WHEN version.spec #>> '{encoder,type}' = 'words' THEN ', i.unknown_words'
+             ELSE '' END,
+        embedline.label_of_unit(version))
+$$;
+
+-- The features of whole records side by side. Driven by the records: any feature may
+-- lack a vector, where its own input is null.
+CREATE OR REPLACE FUNCTION embedline.wide_view(use_case_id int, from_source boolean)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format(
+        'SELECT r.key, %1$s, r.link, r.tags, p.prediction, p.score, l.label, r.event_time, r.environment
+         FROM embedline.record r %2$s
+         LEFT JOIN embedline.prediction p ON p.use_case = r.use_case AND p.key = r.key AND p.unit = 0
+               AND p.model_version = %3$s
+         LEFT JOIN embedline.label l ON l.use_case = r.use_case AND l.key = r.key AND l.unit = 0
+         WHERE r.use_case = %4$s AND (%5$s)',
+        string_agg(format('v%1$s.embedding AS %2$I, i%1$s.data AS %3$I',
+                          n, feature || '_embedding', feature || '_data'), ', ' ORDER BY n),
+        string_agg(format('LEFT JOIN embedline.%2$I v%1$s ON v%1$s.key = r.key AND v%1$s.unit = 0
+         LEFT JOIN embedline.input i%1$s ON i%1$s.model_version = %3$s AND i%1$s.key = r.key',
+                          n, table_name, id), ' ' ORDER BY n),
+        CASE WHEN from_source THEN 0 ELSE min(id) FILTER (WHERE n = 1) END,
+        use_case_id,
+        string_agg(format('v%s.key IS NOT NULL', n), ' OR ' ORDER BY n))
+      FROM (SELECT m.*, row_number() OVER (ORDER BY array_position(u.features, m.feature)) AS n
+              FROM embedline.use_case u JOIN embedline.model_version m ON m.use_case = u.id
+             WHERE u.id = use_case_id AND m.state = 'active' AND m.feature = ANY (u.features)
+               AND m.unit = 'record') AS f
+$$;
+
+-- The view's name of a feature: the use case's own where it has but one.
+CREATE OR REPLACE FUNCTION embedline.view_name(version embedline.model_version)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT u.name || CASE version.feature WHEN 'embedding' THEN '' ELSE '__' || version.feature END
+      FROM embedline.use_case u WHERE u.id = version.use_case
+$$;
+
+-- (Re)creates the views of a use case over its active model versions. A change of
+-- dimension or type cannot be a CREATE OR REPLACE: then a view is dropped and made
+-- again in the same transaction, with the grants and options it had.
+CREATE OR REPLACE FUNCTION embedline.refresh_views(use_case_id int, from_source boolean)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    use_case embedline.use_case;
+    active   embedline.model_version;
+    wide     text;
+    names    text[] := '{}';
+    stale    text;
+BEGIN
+    SELECT * INTO STRICT use_case FROM embedline.use_case WHERE id = use_case_id;
+    FOR active IN SELECT * FROM embedline.model_version m
+        WHERE m.use_case = use_case_id AND m.state = 'active' AND m.feature = ANY (use_case.features)
+    LOOP
+        names := names || embedline.view_name(active);
+        PERFORM embedline.set_view(
+            use_case_id, embedline.view_name(active), embedline.feature_view(active, from_source),
+            format('Use case %s: one row per %s of model version %s, with its record, prediction and label. '
+                   'To search: ORDER BY embedding %s <vector> LIMIT k, or embeddings.nearest(%L, <vector>, k%s).',
+                   use_case.name, active.unit, active.version,
+                   embedline.distance_operator(active.distance), use_case.name,
+                   CASE active.feature WHEN 'embedding' THEN '' ELSE format(', feature => %L', active.feature) END));
+    END LOOP;
+    wide := embedline.wide_view(use_case_id, from_source);
+    IF use_case.features <> '{embedding}' AND wide IS NOT NULL THEN
+        names := names || use_case.name;
+        PERFORM embedline.set_view(
+            use_case_id, use_case.name, wide,
+            format('Use case %s: one row per record, its vectors side by side. To search one of them: '
+                   'embeddings.nearest(%L, <vector>, k, feature => …).', use_case.name, use_case.name));
+    END IF;
+    FOR stale IN DELETE FROM embedline.view v
+        WHERE v.use_case = use_case_id AND v.name <> ALL (names) RETURNING v.name
+    LOOP
+        EXECUTE format('DROP VIEW IF EXISTS embeddings.%I', stale);
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION embedline.set_view(use_case_id int, view_name text, query text, comment text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    made text := query || E'\n-- ' || comment;
+BEGIN
+    IF to_regclass(format('embeddings.%I', view_name)) IS NOT NULL
+       AND EXISTS (SELECT FROM embedline.view v WHERE v.name = view_name AND v.definition = made) THEN
         RETURN;
     END IF;
-    PERFORM embedline.replace_view(use_case.name, query);
-    EXECUTE format('COMMENT ON VIEW embeddings.%I IS %L', use_case.name, comment);
-    UPDATE embedline.use_case SET view_definition = query || E'\n-- ' || comment
-        WHERE id = use_case_id;
+    PERFORM embedline.replace_view(view_name, query);
+    EXECUTE format('COMMENT ON VIEW embeddings.%I IS %L', view_name, comment);
+    INSERT INTO embedline.view AS v (name, use_case, definition) VALUES (view_name, use_case_id, made)
+        ON CONFLICT (name) DO UPDATE SET definition = EXCLUDED.definition;
 END
 $$;
 

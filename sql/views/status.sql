@@ -21,7 +21,8 @@ SELECT
     latest.external_id AS last_run,
     latest.kind AS last_run_kind,
     latest.state AS last_run_state,
-    latest.error AS last_run_error
+    latest.error AS last_run_error,
+    m.feature
 FROM embedline.use_case u
 JOIN embedline.model_version m ON m.use_case = u.id AND m.state <> 'retired'
 CROSS JOIN LATERAL (

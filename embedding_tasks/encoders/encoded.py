@@ -1,0 +1,103 @@
+"""What every encoder gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`probabilities` is one per class, in the encoder's order of classes, or empty
+    where the head has none (a regression, an entity)."""
+
+    prediction: str
+    score: float
+    probabilities: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of a sequence of inputs, which may have none, one or many each.
+
+    `vectors` (n, dims) float32; `inputs` (n,) the position of the input each vector
+    belongs to; `units` (n,) its number within that input, 0 for a whole record;
+    `spans` (n, 2) the characters [start, stop) of the input it stands for; `boxes`
+    (n, 4) xmin, ymin, xmax, ymax in pixels of the image as it is shown.
+    `predictions` is empty or has one for each vector. `unknown` has one for each
+    input: the share of its words that the encoder does not know.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    inputs: npt.NDArray[np.int32]
+    units: npt.NDArray[np.int32]
+    predictions: Sequence[Prediction] = ()
+    truncated: int = 0
+    spans: npt.NDArray[np.int32] | None = None
+    boxes: npt.NDArray[np.float32] | None = None
+    unknown: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_records(cls, vectors: npt.NDArray[np.float32], **more: Any) -> Encoded:
+        """One vector for each input, in their order."""
+        return cls(
+            vectors=vectors,
+            inputs=np.arange(len(vectors), dtype=np.int32),
+            units=np.zeros(len(vectors), dtype=np.int32),
+            **more,
+        )
+
+    def only(self, positions: Sequence[int]) -> Encoded:
+        """What belongs to these inputs alone, renumbered to their places."""
+        count = 1 + max(int(self.inputs.max(initial=-1)), *positions)
+        place = np.full(count, -1, np.int32)
+        place[list(positions)] = np.arange(len(positions), dtype=np.int32)
+        inputs = place[self.inputs]
+        kept = np.flatnonzero(inputs >= 0)
+        return Encoded(
+            vectors=self.vectors[kept],
+            inputs=inputs[kept],
+            units=self.units[kept],
+            predictions=[self.predictions[i] for i in kept.tolist()]
+            if self.predictions
+            else (),
+            truncated=self.truncated,
+            spans=None if self.spans is None else self.spans[kept],
+            boxes=None if self.boxes is None else self.boxes[kept],
+            unknown=None if self.unknown is None else self.unknown[list(positions)],
+        )
+
+
+def joined(parts: Sequence[tuple[Sequence[int], Encoded]], count: int) -> Encoded:
+    """Several answers as one over `count` inputs; each comes with the positions of
+    the inputs it was given."""
+    if not parts:
+        return Encoded.of_records(np.empty((0, 0), np.float32))
+    places = [np.asarray(positions, np.int32) for positions, _ in parts]
+    unknown = None
+    if any(e.unknown is not None for _, e in parts):
+        unknown = np.zeros(count, np.float32)
+        for place, (_, encoded) in zip(places, parts, strict=True):
+            unknown[place] = encoded.unknown
+    arrays = {
+        field.name: _concatenated([getattr(e, field.name) for _, e in parts])
+        for field in fields(Encoded)
+        if field.name in ("vectors", "units", "spans", "boxes")
+    }
+    return Encoded(
+        inputs=np.concatenate(
+            [place[e.inputs] for place, (_, e) in zip(places, parts, strict=True)]
+        ),
+        predictions=[p for _, e in parts for p in e.predictions],
+        truncated=sum(e.truncated for _, e in parts),
+        unknown=unknown,
+        **arrays,
+    )
+
+
+def _concatenated(arrays: list[Any]) -> Any:
+    return None if arrays[0] is None else np.concatenate(arrays)

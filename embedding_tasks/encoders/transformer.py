@@ -1,0 +1,174 @@
+"""Running models of the Hugging Face library: loading, hidden states, heads, memory."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from embedding_tasks import pooling
+from embedding_tasks.encoders.encoded import Prediction
+from embedding_tasks.errors import DeviceError, InputError, ModelError
+from embedding_tasks.use_case import LayerMix
+
+T = TypeVar("T")
+
+
+def choose_device(asked: str) -> torch.device:
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(
+            f"encoder.device: {asked!r} asked for, but this machine shows no CUDA "
+            "device; valid here: 'cpu', 'auto'"
+        )
+    return torch.device(asked)
+
+
+def load(
+    kind: Any, folder: Path, dtype: str, device: torch.device, optional: str = ""
+) -> PreTrainedModel:
+    """The model, ready to run. `kind` is one of transformers' AutoModel classes.
+    Weights whose names begin with `optional` may be missing; any other would be
+    random numbers."""
+    with quiet():
+        try:
+            model, info = kind.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(
+                f"encoder.model: {str(folder)!r} does not load: {error}"
+            ) from error
+    missing = [k for k in info["missing_keys"] if not (optional and optional in k)]
+    if missing:
+        raise ModelError(
+            f"encoder.model: {str(folder)!r} lacks the weights "
+            f"{', '.join(sorted(missing)[:5])}; it was not saved whole"
+        )
+    nn.Module.to(model, device).train(False)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
+
+
+class HiddenStates:
+    """Runs a model and returns its output and the hidden states asked for.
+
+    The last ones are taken as the bare encoder returns them, final norm included, by
+    a hook: `hidden_states[-1]` is not the same thing in every architecture, and
+    keeping all layers costs memory.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: int | LayerMix | None) -> None:
+        self._model = model
+        self._layers = layers
+        self._base: Any = None
+        model.base_model.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: object, output: Any) -> None:
+        self._base = output
+
+    def __call__(self, **inputs: Tensor) -> tuple[Any, Any, Tensor]:
+        """The model's output, its bare encoder's output, and hidden states."""
+        wanted = self._layers is not None
+        output = self._model(**inputs, output_hidden_states=wanted)
+        base, self._base = self._base, None
+        if self._layers is not None:
+            return output, base, pooling.mix_layers(output.hidden_states, self._layers)
+        return output, base, base.last_hidden_state
+
+
+class Head:
+    """Logits (n, classes) to predictions, as the model's own configuration reads
+    them: softmax, sigmoid for several labels at once, or one plain number."""
+
+    def __init__(self, config: Any) -> None:
+        self.names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
+        self._several = config.problem_type == "multi_label_classification"
+        self._number = config.num_labels == 1
+
+    def predictions(self, logits: Tensor) -> list[Prediction]:
+        if self._number:
+            values = logits[:, 0].tolist()
+            return [Prediction(f"{value:.6g}", value) for value in values]
+        spread = logits.sigmoid() if self._several else logits.softmax(dim=-1)
+        best = spread.argmax(dim=-1).tolist()
+        return [
+            Prediction(self.names[b], row[b], row)
+            for b, row in zip(best, spread.tolist(), strict=True)
+        ]
+
+
+def layers(choice: Any) -> int | LayerMix | None:
+    """Of a spec; None is the last one."""
+    if choice == "last":
+        return None
+    return choice if isinstance(choice, int) else LayerMix.model_validate(choice)
+
+
+def within_memory(
+    run: Callable[[Sequence[int]], T],
+    batch: Sequence[int],
+    device: torch.device,
+    too_large: Callable[[int], str],
+) -> list[T]:
+    """Run a batch of positions; out of memory halves it, and charges nobody but a
+    single input that does not fit alone."""
+    try:
+        return [run(batch)]
+    except torch.OutOfMemoryError:
+        pass  # leave the handler first: the traceback holds the tensors
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(batch) == 1:
+        raise InputError(f"{too_large(batch[0])} does not fit the memory of {device}")
+    half = len(batch) // 2
+    return [
+        part
+        for positions in (batch[:half], batch[half:])
+        for part in within_memory(run, positions, device, too_large)
+    ]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers reports every load on stderr; what matters in it raises here."""
+    level = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except torch.AcceleratorError as error:
+        raise DeviceError(f"the accelerator gave up: {error}") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
