@@ -57,7 +57,7 @@ class Form:
         if self.kind in ("autoencoder", "gan"):
             return tuple(_text(p) for p in parts)
         if self.by_unit and isinstance(parts[0], list):
-            return _sentence(parts[0])
+            return sentence_of(parts[0])
         text = self.text(parts)
         return Sentence(text) if self.by_unit else text
 
@@ -84,12 +84,12 @@ def _text(part: Part) -> str | None:
     return " ".join(word or "" for word in part)
 
 
-def _sentence(words: list[str | None]) -> Sentence:
-    """Words as the source gives them, one space apart."""
+def sentence_of(words: Sequence[str | None]) -> Sentence:
+    """Words as the source gives them, one space apart. Raises `InputError`."""
     ranges, start = [], 0
     for word in words:
         if not isinstance(word, str):
             raise InputError(f"its words hold {word!r}; valid: one array of texts")
         ranges.append((start, start + len(word)))
         start += len(word) + 1
-    return Sentence(_text(words) or "", tuple(ranges))
+    return Sentence(" ".join(w or "" for w in words), tuple(ranges))

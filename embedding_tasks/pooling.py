@@ -58,6 +58,8 @@ def by_name(name: str) -> Pooling:
 def spans(tokens: Tensor, starts: Sequence[int], stops: Sequence[int]) -> Tensor:
     """The mean of each run [start, stop) of `tokens` (tokens, hidden), in float32:
     (spans, hidden). Runs may overlap; none may be empty."""
+    if not starts:
+        return tokens.new_empty((0, tokens.shape[1]), dtype=torch.float32)
     lengths = torch.tensor(stops) - torch.tensor(starts)
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)[:-1]])
     rows = torch.cat([torch.arange(a, b) for a, b in zip(starts, stops, strict=True)])

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.demo import source
+from embedding_tasks.demo import corpora, source
 from embedding_tasks.demo.tour import parse_rows
 from embedding_tasks.errors import ConfigError
 
@@ -64,7 +64,7 @@ def test_a_day_brings_news_edits_deletions_and_labels_and_passes_once(
 
 
 def test_all_of_the_corpus_is_real_text(production: Connection) -> None:
-    tweets = source.read_corpus()
+    tweets = corpora.tweets()
     assert len(tweets) == source.CORPUS_ROWS
     assert tweets["text"].str.len().min() > 5
     assert set(tweets["sentiment"]) == {"negative", "neutral", "positive"}

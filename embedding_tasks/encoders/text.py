@@ -28,8 +28,6 @@ from embedding_tasks.packing import token_batches
 
 # A tokenizer without a limit of its own reports a huge number.
 _NO_LIMIT = 1_000_000
-# How far a text may move beside a longer one, relative to its own size.
-_DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class TextEncoder:
@@ -111,19 +109,10 @@ class TextEncoder:
             return vectors.cpu(), logits.cpu()
 
     def _refuse_a_model_that_reads_padding(self, dtype: torch.dtype) -> None:
-        """Whatever an architecture does with its mask: a text must not change because
-        a longer one is beside it."""
-        short, _ = self._tokenize(["one, two, three"])
-        long, _ = self._tokenize(["a longer text, which the short one is padded to"])
-        alone, _ = self._forward(short)
-        beside, _ = self._forward([*short, *long])
-        drift = float((alone[0] - beside[0]).abs().max() / alone[0].abs().max())
-        if not drift < _DRIFT[dtype]:
-            raise ModelError(
-                "encoder.model: with this model a text's vector changes with the texts "
-                f"beside it (by {drift:.1e} of its size): it reads padding, and is not "
-                "supported"
-            )
+        short, long = self._tokenize(transformer.SHORT_AND_LONG)[0]
+        alone, _ = self._forward([short])
+        beside, _ = self._forward([short, long])
+        transformer.refuse_drift(alone[0].to(dtype), beside[0].to(dtype))
 
 
 def load(

@@ -21,6 +21,10 @@ from embedding_tasks.use_case import LayerMix
 
 T = TypeVar("T")
 
+# How far a text may move beside a longer one, relative to its own size.
+_DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+SHORT_AND_LONG = ("one, two, three", "a longer text, which the short one is padded to")
+
 
 def choose_device(asked: str) -> torch.device:
     if asked == "auto":
@@ -60,6 +64,18 @@ def load(
     nn.Module.to(model, device).train(False)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def refuse_drift(alone: Tensor, beside: Tensor) -> None:
+    """Whatever an architecture does with its mask: a text must not change because a
+    longer one is beside it. Raises `ModelError`."""
+    drift = float((alone - beside).abs().max() / alone.abs().max())
+    if not drift < _DRIFT[alone.dtype]:
+        raise ModelError(
+            "encoder.model: with this model a text's vector changes with the texts "
+            f"beside it (by {drift:.1e} of its size): it reads padding, and is not "
+            "supported"
+        )
 
 
 def takes(model: nn.Module, argument: str) -> bool:
@@ -106,7 +122,11 @@ class Head:
         if self._number:
             values = logits[:, 0].tolist()
             return [Prediction(f"{value:.6g}", value) for value in values]
-        spread = logits.sigmoid() if self._several else logits.softmax(dim=-1)
+        return self.of_probabilities(
+            logits.sigmoid() if self._several else logits.softmax(dim=-1)
+        )
+
+    def of_probabilities(self, spread: Tensor) -> list[Prediction]:
         best = spread.argmax(dim=-1).tolist()
         return [
             Prediction(self.names[b], row[b], row)

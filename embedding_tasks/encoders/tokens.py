@@ -1,0 +1,247 @@
+"""Words and entities of texts through a transformer: many vectors of one text.
+
+A text longer than the model is read in windows that overlap, and every token is taken
+from the window in which it has most context on both sides (Devlin et al. 2018, for
+SQuAD). Words are those the source gives, else those the tokenizer finds; both, and the
+labels, meet in characters of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
+
+from embedding_tasks import pooling
+from embedding_tasks.encoders import Runtime, text, transformer
+from embedding_tasks.encoders.encoded import Encoded, Prediction, joined
+from embedding_tasks.encoders.tags import OUTSIDE, entities
+from embedding_tasks.encoders.windows import Tokenizer, Tokens, Window, Word
+from embedding_tasks.inputs import Sentence, sentence_of
+from embedding_tasks.packing import token_batches
+
+# Texts are worked off in groups of this many batches, whose hidden states are held at
+# a time: enough to fill batches with texts of one length, and no more.
+BATCHES_AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What becomes a vector: the mean of tokens [first, stop), which are characters
+    [begin, end)."""
+
+    number: int
+    first: int
+    stop: int
+    begin: int
+    end: int
+    prediction: Prediction | None
+
+
+class TokenEncoder:
+    """`spec` is a model version's, with pooling `words` or `entities`."""
+
+    def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
+        self._pooling = spec["pooling"]
+        self._normalize = bool(spec["normalize"])
+        self._budget = runtime.tokens
+        self._dims = 0
+        self.device = transformer.choose_device(runtime.device)
+        kind = AutoModelForTokenClassification if spec["head"] else AutoModel
+        model = text.load(kind, folder, spec, self.device)
+        self._head = transformer.Head(model.config) if spec["head"] else None
+        self._hidden = transformer.HiddenStates(
+            model, transformer.layers(spec["layers"])
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        asked = spec["encoder"]["max_length"]
+        self._pad = tokenizer.pad_token_id
+        self._tokenizer = Tokenizer(
+            folder, tokenizer, text.usable_length(tokenizer, model, asked)
+        )
+        self._refuse_a_model_that_reads_padding()
+
+    def encode(self, inputs: Sequence[Sentence]) -> Encoded:
+        tokens = self._tokenizer.read(inputs)
+        parts = [
+            (
+                group,
+                self._encode([inputs[p] for p in group], [tokens[p] for p in group]),
+            )
+            for group in self._groups(tokens)
+        ]
+        return joined(parts, len(inputs))
+
+    def probe(self) -> Encoded:
+        return self.encode([replace(sentence_of(["one"]), labelled_spans=((0, 3),))])
+
+    def _groups(self, tokens: list[Tokens]) -> Iterator[list[int]]:
+        group: list[int] = []
+        size = 0
+        for position, own in enumerate(tokens):
+            group.append(position)
+            size += sum(len(w.ids) for w in own.windows)
+            if size >= BATCHES_AT_A_TIME * self._budget:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _encode(self, sentences: list[Sentence], tokens: list[Tokens]) -> Encoded:
+        hidden, spread = self._run([w for own in tokens for w in own.windows])
+        inputs: list[int] = []
+        units: list[Unit] = []
+        starts: list[int] = []
+        offset = 0
+        for position, (sentence, own) in enumerate(zip(sentences, tokens, strict=True)):
+            count = len(own.characters)
+            tagged = None if spread is None else spread[offset : offset + count]
+            found = self._units(sentence, own, tagged)
+            units += found
+            inputs += [position] * len(found)
+            starts += [offset] * len(found)
+            offset += count
+        vectors = pooling.spans(
+            hidden,
+            [start + u.first for start, u in zip(starts, units, strict=True)],
+            [start + u.stop for start, u in zip(starts, units, strict=True)],
+        )
+        if self._normalize:
+            vectors = pooling.normalized(vectors)
+        return Encoded(
+            vectors=vectors.cpu().numpy(),
+            inputs=np.array(inputs, np.int32),
+            units=np.array([u.number for u in units], np.int32),
+            spans=np.array([(u.begin, u.end) for u in units], np.int32).reshape(-1, 2),
+            predictions=[u.prediction for u in units if u.prediction is not None],
+        )
+
+    def _units(
+        self, sentence: Sentence, tokens: Tokens, spread: Tensor | None
+    ) -> list[Unit]:
+        words = tokens.words
+        predicted: list[Prediction] | None = None
+        if self._head is not None and spread is not None:
+            predicted = self._head.of_probabilities(spread[[w.first for w in words]])
+        if self._pooling == "entities":
+            return self._entities(sentence, tokens, predicted, spread)
+        return [
+            Unit(
+                w.number,
+                w.first,
+                w.first + 1 if self._pooling["words"] == "first" else w.stop,
+                *(w.begin, w.end),
+                predicted[i] if predicted is not None else None,
+            )
+            for i, w in enumerate(words)
+            if self._pooling["keep"] == "all"
+            or (predicted is not None and predicted[i].prediction != OUTSIDE)
+            or _is_labelled(sentence, w)
+        ]
+
+    def _entities(
+        self,
+        sentence: Sentence,
+        tokens: Tokens,
+        predicted: list[Prediction] | None,
+        spread: Tensor | None,
+    ) -> list[Unit]:
+        """Those predicted and those labelled, by place; one where both agree on it."""
+        words = tokens.words
+        found: dict[tuple[int, int], tuple[int, int, Prediction | None]] = {}
+        for kind, first, stop in entities([p.prediction for p in predicted or ()]):
+            assert predicted is not None
+            score = float(np.mean([p.score for p in predicted[first:stop]]))
+            place = (words[first].begin, words[stop - 1].end)
+            inside = (words[first].first, words[stop - 1].stop)
+            found[place] = (*inside, Prediction(kind, score))
+        for begin, end in {*sentence.labelled_spans} - found.keys():
+            if (touched := _tokens_of(tokens, begin, end)) is not None:
+                found[begin, end] = (*touched, self._unpredicted(spread, *touched))
+        return [
+            Unit(number, first, stop, begin, end, prediction)
+            for number, ((begin, end), (first, stop, prediction)) in enumerate(
+                sorted(found.items())
+            )
+        ]
+
+    def _unpredicted(
+        self, spread: Tensor | None, first: int, stop: int
+    ) -> Prediction | None:
+        """A labelled entity the head has not found: how sure it is that it is none."""
+        if self._head is None or spread is None:
+            return None
+        outside = [i for i, name in enumerate(self._head.names) if name == OUTSIDE]
+        score = float(spread[first:stop, outside].sum(1).mean())
+        return Prediction(OUTSIDE, score)
+
+    def _run(self, windows: list[Window]) -> tuple[Tensor, Tensor | None]:
+        """Hidden states, and the head's probabilities, of every token that is taken,
+        window after window."""
+        states: dict[int, Tensor] = {}
+        spread: dict[int, Tensor] = {}
+
+        def forward(batch: Sequence[int]) -> None:
+            hidden, probabilities = self._forward([windows[i].ids for i in batch])
+            for row, i in enumerate(batch):
+                taken = slice(windows[i].at, windows[i].at + windows[i].count)
+                states[i] = hidden[row, taken].clone()  # or the padding stays, too
+                if probabilities is not None:
+                    spread[i] = probabilities[row, taken]
+
+        for batch in token_batches([len(w.ids) for w in windows], self._budget):
+            transformer.within_memory(
+                forward,
+                batch,
+                self.device,
+                lambda i: (
+                    f"one window of {len(windows[i].ids)} tokens (lower "
+                    "encoder.max_length)"
+                ),
+            )
+        if not windows:
+            return torch.empty((0, self._dims)), None
+        order = range(len(windows))
+        return (
+            torch.cat([states[i] for i in order]),
+            torch.cat([spread[i] for i in order]) if self._head is not None else None,
+        )
+
+    @torch.inference_mode()
+    def _forward(self, ids: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        padded, mask = text.padded(ids, self._pad)
+        with transformer.device_errors():
+            output, _, hidden = self._hidden(
+                input_ids=padded.to(self.device), attention_mask=mask.to(self.device)
+            )
+            if self._head is None:
+                return hidden, None
+            return hidden, output.logits.to(torch.float32).softmax(-1).cpu()
+
+    def _refuse_a_model_that_reads_padding(self) -> None:
+        short, long = (
+            self._tokenizer.read([sentence_of(s.split())])[0].windows[0].ids
+            for s in transformer.SHORT_AND_LONG
+        )
+        alone, _ = self._forward([short])
+        self._dims = alone.shape[-1]
+        beside, _ = self._forward([short, long])
+        transformer.refuse_drift(alone[0], beside[0, : len(short)])
+
+
+def _is_labelled(sentence: Sentence, word: Word) -> bool:
+    return word.number in sentence.labelled_words or any(
+        begin < word.end and word.begin < end for begin, end in sentence.labelled_spans
+    )
+
+
+def _tokens_of(tokens: Tokens, begin: int, end: int) -> tuple[int, int] | None:
+    """The run of tokens that these characters touch, or None outside of the text."""
+    touched = [i for i, (b, e) in enumerate(tokens.characters) if b < end and begin < e]
+    return (touched[0], touched[-1] + 1) if touched else None
