@@ -393,7 +393,7 @@ def _label(
         )
     return sql.SQL(
         "CASE WHEN {0} IS NOT NULL THEN replace(json_build_object('label', {0}, "
-        "'words', {1})::text, '\u0000', '') END"
+        "'words', {1})::text, '\\u0000', '') END"
     ).format(column, sql.Identifier(words) if words else sql.SQL("NULL::text[]"))
 
 
