@@ -92,9 +92,8 @@ def test_every_row_shows_its_word_its_place_and_both_tags(
     ]
     assert found == wanted
     ((context,),) = rows(store, "context", "key = '0' AND unit = 7")
-    assert (
-        context == "@paulwalk It 's the view from where [I] 'm living for two weeks . Empire State …"
-    )
+    around = "It 's the view from where [I] 'm living for two weeks ."
+    assert context == f"@paulwalk {around} Empire State …"
 
 
 def test_entity_f1_from_sql_equals_seqeval_on_the_raw_data(

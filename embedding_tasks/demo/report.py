@@ -15,9 +15,9 @@ QUESTIONS: list[tuple[str, LiteralString]] = [
     (
         "Coverage and backlog",
         """\
-SELECT wanted, stored, round(coverage::numeric, 4) AS coverage,
+SELECT use_case, wanted, stored, round(coverage::numeric, 4) AS coverage,
        pending, dead, last_run
-FROM embedline.status WHERE use_case = 'tweets'""",
+FROM embedline.status ORDER BY use_case""",
     ),
     (
         "By day: records, labels so far, accuracy of the predictions",
@@ -46,6 +46,43 @@ ORDER BY distance""",
 SELECT environment, count(*) AS records, count(label) AS labelled,
        round(avg((prediction = label)::int), 3) AS accuracy
 FROM embeddings.tweets GROUP BY 1 ORDER BY 1""",
+    ),
+    (
+        "Entities: words the tagger and the annotators disagree on, in their context",
+        """\
+SELECT key, unit, text, prediction, round(score::numeric, 2) AS score, label,
+       context
+FROM embeddings.entities WHERE environment = 'production' AND prediction <> label
+ORDER BY score DESC, key, unit LIMIT 5""",
+    ),
+    (
+        "Entities: a word, and the words that mean most nearly the same here",
+        """\
+WITH word AS (SELECT key, unit, text FROM embeddings.entities
+              WHERE prediction = 'B-geo-loc' AND label = 'B-geo-loc'
+              ORDER BY score DESC, key LIMIT 1)
+SELECT word.text AS word, n.text AS near, round(n.distance::numeric, 4) AS distance,
+       n.prediction, n.label, left(n.data, 40) AS sentence
+FROM word, embeddings.neighbors('entities', word.key, 5, word.unit) n
+ORDER BY n.distance""",
+    ),
+    (
+        "Digits: the classes of production, and how well each is read",
+        """\
+SELECT prediction, count(*) AS scans, count(label) AS labelled,
+       round(avg((prediction = label)::int), 3) AS precision,
+       round(avg(score)::numeric, 3) AS score
+FROM embeddings.digits WHERE environment = 'production' GROUP BY 1 ORDER BY 1""",
+    ),
+    (
+        "Digits: the surest misreading, and what it looks like",
+        """\
+WITH wrong AS (SELECT key, prediction, label, link FROM embeddings.digits
+               WHERE environment = 'production' AND prediction <> label
+               ORDER BY score DESC LIMIT 1)
+SELECT wrong.link AS scan, wrong.prediction AS read, wrong.label AS truth,
+       n.key AS near, round(n.distance::numeric, 4) AS distance, n.prediction, n.label
+FROM wrong, embeddings.neighbors('digits', wrong.key, 5) n ORDER BY n.distance""",
     ),
 ]
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import conninfo_to_dict
@@ -21,18 +22,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedding_tasks import settings
 from embedding_tasks.connections import Connection, connect
-from embedding_tasks.demo import report, source
+from embedding_tasks.demo import production as source
+from embedding_tasks.demo import report, tweets
+from embedding_tasks.demo.calendar import DAYS, FIRST_DAY
 from embedding_tasks.errors import ConfigError, EmbedlineError
 from embedding_tasks.local import postgres
 from embedding_tasks.store.connection import open_store
 
 if TYPE_CHECKING:
+    from embedding_tasks.demo.training.fit import Trained
     from embedding_tasks.local.airflow import Airflow
 
-USE_CASE = "tweets"
-DAG = f"embed_{USE_CASE}"
+TWEETS = "tweets"
+USE_CASES = (TWEETS, "entities", "digits")
 TASKS = 5  # sync, plan, embed (counted twice: it is most of the work), publish
-BACKFILL = (source.FIRST_DAY, source.FIRST_DAY + timedelta(days=1))
+BACKFILL = (FIRST_DAY, FIRST_DAY + timedelta(days=1))
 
 
 def tour(console: Console, rows: int | None) -> None:
@@ -65,15 +69,18 @@ def parse_rows(text: str) -> int | None:
 
 
 def _make_source(console: Console, production: Connection, rows: int | None) -> None:
-    made = source.rows_made(production)
-    if made is None:
-        with console.status("making the source"):
-            made = source.create(production, rows)
+    with console.status("making the source"):
+        made = tweets.rows_made(production)
+        created = tweets.create(production, rows) if made is None else None
+        further = source.create_further(production)
+    if created is not None:
+        more = "".join(f", {count} {table}" for table, count in further.items())
         console.print(
-            f"source: {made} real tweets over {source.DAYS} days, "
-            f"database {source.DATABASE!r}"
+            f"source: {created} real tweets{more}, over {DAYS} days, "
+            f"database {source.DATABASE!r}",
+            soft_wrap=True,
         )
-    elif made != source.rows_for(rows):
+    elif made != tweets.rows_for(rows):
         wanted = "all" if rows is None else rows
         console.print(
             f"[yellow]the demo holds {made} tweets, not {wanted}; to make it anew: "
@@ -82,19 +89,27 @@ def _make_source(console: Console, production: Connection, rows: int | None) -> 
 
 
 def _train(console: Console, production: Connection) -> None:
-    folder = settings.home() / "models" / USE_CASE
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _bar(console, "training a sentiment classifier") as advance:
-        from embedding_tasks.demo.train import train
+    for use_case, what, told in _TRAININGS:
+        folder = settings.home() / "models" / use_case
+        if folder.exists():
+            continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _bar(console, f"training {what}") as advance:
+            module = import_module(f"embedding_tasks.demo.training.{use_case}")
+            trained: Trained = module.train(production, folder, advance)
+        console.print(
+            f"model: {what}, trained on {trained.rows}; {told} {trained.quality:.1%} "
+            f"on {trained.held_out} held out",
+            soft_wrap=True,
+        )
 
-        trained = train(production, folder, advance)
-    console.print(
-        f"model: MiniLM with a new head, trained on {trained.rows} tweets of the first "
-        f"days; accuracy {trained.accuracy:.1%} on {trained.held_out} held out",
-        soft_wrap=True,
-    )
+
+# Each is a module of `training`, and imports torch when it is its turn.
+_TRAININGS = (
+    (TWEETS, "a sentiment classifier (MiniLM with a new head)", "accuracy"),
+    ("entities", "a tagger of named entities (MiniLM with a new head)", "tags right"),
+    ("digits", "a small Vision Transformer that reads digits", "accuracy"),
+)
 
 
 def _save_connection() -> None:
@@ -127,20 +142,21 @@ Step = tuple[str, Callable[[_Stage], None]]
 
 def _steps_to_do(store: Connection) -> list[Step]:
     done = store.execute(
-        "SELECT r.kind, r.external_id FROM embedline.run r"
-        " JOIN embedline.use_case u ON u.id = r.use_case"
-        " WHERE u.name = %s AND r.state = 'success'",
-        [USE_CASE],
+        "SELECT u.name, r.kind, r.external_id FROM embedline.run r"
+        " JOIN embedline.use_case u ON u.id = r.use_case WHERE r.state = 'success'"
     ).fetchall()
-    kinds = [kind for kind, _ in done]
-    steps: list[Step] = []
-    if "scheduled" not in kinds:
-        steps.append(("First load, by the scheduler", _first_load))
-    for day in source.days_after_first():
-        if ("manual", _run_id(day)) not in done:
+    loaded = {name for name, kind, _ in done if kind == "scheduled"}
+    steps: list[Step] = [
+        (f"First load of {name}, by the scheduler", partial(_first_load, name))
+        for name in USE_CASES
+        if name not in loaded
+    ]
+    for day in tweets.days_after_first():
+        if (TWEETS, "manual", _run_id(day)) not in done:
             title = f"{day:%A} {day}: a day passes, then a manual run"
             steps.append((title, partial(_day, day)))
-    if kinds.count("backfill") < len(BACKFILL):
+    backfills = [name for name, kind, _ in done if kind == "backfill"]
+    if len(backfills) < len(BACKFILL):
         first, last = BACKFILL
         steps.append((f"Backfill of {first} and {last}, by Airflow", _backfill))
     return steps
@@ -154,87 +170,94 @@ def _run(
     with ExitStack() as stack:
         with console.status("starting Airflow: API server, scheduler, DAG processor"):
             server = stack.enter_context(airflow.running(triggerer=False))
-        with console.status(f"waiting for the DAG {DAG}"):
-            _wait(lambda: server.exists(f"/dags/{DAG}"), f"{DAG} to be parsed")
-            server.patch(f"/dags/{DAG}", {"is_paused": False})
+        with console.status("waiting for the DAGs"):
+            for name in USE_CASES:
+                dag = _dag(name)
+                _wait(partial(server.exists, f"/dags/{dag}"), f"{dag} to be parsed")
         for title, step in steps:
             console.print(f"[bold]{title}[/bold]")
             step(_Stage(console, server, production, store))
         console.print("stopping Airflow")
 
 
-def _first_load(stage: _Stage) -> None:
+def _first_load(name: str, stage: _Stage) -> None:
     """The scheduler makes a run of its own as soon as the DAG is switched on."""
-    path = f"/dags/{DAG}/dagRuns?run_type=scheduled&limit=1"
+    dag = _dag(name)
+    stage.airflow.patch(f"/dags/{dag}", {"is_paused": False})
+    path = f"/dags/{dag}/dagRuns?run_type=scheduled&limit=1"
     runs = _wait(lambda: stage.airflow.get(path)["dag_runs"], "a scheduled run")
-    _follow(stage, runs[0]["dag_run_id"])
+    _follow(stage, name, runs[0]["dag_run_id"])
 
 
 def _day(day: date, stage: _Stage) -> None:
-    happened = source.pass_day(stage.production, day)
+    happened = tweets.pass_day(stage.production, day)
     facts = ", ".join(f"{count} {what}" for what, count in happened.items())
     stage.console.print(f"  in production: {facts}", highlight=False, soft_wrap=True)
     run_id = _run_id(day)
-    if not stage.airflow.exists(f"/dags/{DAG}/dagRuns/{run_id}"):
+    if not stage.airflow.exists(f"/dags/{_dag(TWEETS)}/dagRuns/{run_id}"):
         body = {"dag_run_id": run_id, "logical_date": None}
-        stage.airflow.post(f"/dags/{DAG}/dagRuns", body)
-    _follow(stage, run_id)
+        stage.airflow.post(f"/dags/{_dag(TWEETS)}/dagRuns", body)
+    _follow(stage, TWEETS, run_id)
 
 
 def _backfill(stage: _Stage) -> None:
     first, last = BACKFILL
-    if not stage.airflow.get(f"/backfills?dag_id={DAG}")["backfills"]:
+    if not stage.airflow.get(f"/backfills?dag_id={_dag(TWEETS)}")["backfills"]:
         body = {
-            "dag_id": DAG,
+            "dag_id": _dag(TWEETS),
             "from_date": f"{first}T00:00:00Z",
             "to_date": f"{last}T00:00:00Z",
             "max_active_runs": 1,
             "dag_run_conf": {},
         }
         stage.airflow.post("/backfills", body)
-    path = f"/dags/{DAG}/dagRuns?run_type=backfill&order_by=logical_date"
+    path = f"/dags/{_dag(TWEETS)}/dagRuns?run_type=backfill&order_by=logical_date"
 
     def both() -> Any:
         runs = stage.airflow.get(path)["dag_runs"]
         return runs if len(runs) == len(BACKFILL) else None
 
     for run in _wait(both, "the backfill's runs"):
-        _follow(stage, run["dag_run_id"])
+        _follow(stage, TWEETS, run["dag_run_id"])
 
 
-def _follow(stage: _Stage, run_id: str) -> None:
-    """Show a run of the DAG until it ends, then what it did, from the store."""
-    path = f"/dags/{DAG}/dagRuns/{run_id}"
+def _follow(stage: _Stage, name: str, run_id: str) -> None:
+    """Show a run of a DAG until it ends, then what it did, from the store."""
+    path = f"/dags/{_dag(name)}/dagRuns/{run_id}"
     with _bar(stage.console, f"  {run_id[:32]}") as advance:
         while (state := stage.airflow.get(path)["state"]) not in ("success", "failed"):
             tasks = stage.airflow.get(f"{path}/taskInstances")["task_instances"]
             done = sum(t["state"] in ("success", "skipped") for t in tasks)
-            advance(done / TASKS + _coverage(stage.store) / TASKS)
+            advance(done / TASKS + _coverage(stage.store, name) / TASKS)
             time.sleep(0.5)
         advance(1.0)
     if state == "failed":
         raise EmbedlineError(
-            f"run {run_id} of {DAG} failed; `make airflow` shows it, its logs are in "
-            f"{stage.airflow.home / 'logs'}; `make demo` goes on from here"
+            f"run {run_id} of {_dag(name)} failed; `make airflow` shows it, its logs "
+            f"are in {stage.airflow.home / 'logs'}; `make demo` goes on from here"
         )
     row = stage.store.execute(
-        "SELECT r.new, r.changed, r.deleted, r.labels, r.embedded FROM embedline.run r"
-        " JOIN embedline.use_case u ON u.id = r.use_case"
+        "SELECT r.new, r.changed, r.deleted, r.labels, r.embedded, r.vectors"
+        " FROM embedline.run r JOIN embedline.use_case u ON u.id = r.use_case"
         " WHERE u.name = %s AND r.external_id = %s",
-        [USE_CASE, run_id],
+        [name, run_id],
     ).fetchone()
     assert row is not None
-    names = ("new", "changed", "deleted", "labels changed", "embedded")
+    names = ("new", "changed", "deleted", "labels changed", "embedded", "vectors")
     facts = ", ".join(f"{n} {what}" for what, n in zip(names, row, strict=True))
     stage.console.print(f"  in the store: {facts}", highlight=False, soft_wrap=True)
 
 
-def _coverage(store: Connection) -> float:
+def _coverage(store: Connection, name: str) -> float:
     row = store.execute(
         "SELECT coverage FROM embedline.status WHERE use_case = %s AND wanted > 0",
-        [USE_CASE],
+        [name],
     ).fetchone()
     return float(row[0]) if row else 0.0
+
+
+def _dag(name: str) -> str:
+    return f"embed_{name}"
 
 
 def _run_id(day: date) -> str:

