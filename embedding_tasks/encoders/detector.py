@@ -37,7 +37,7 @@ class Detector:
             for name in ("pixel_values", "pixel_mask")
             if transformer.takes(self._model, name)
         ]
-        config = self._model.config
+        config: Any = self._model.config
         self._names = [config.id2label[i] for i in range(config.num_labels)]
 
     def __call__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,9 @@ _DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 class Model(Protocol):
     device: torch.device
     dtype: torch.dtype
-    wants: Sequence[str]
+
+    @property
+    def wants(self) -> Sequence[str]: ...
 
     def __call__(
         self, pixels: dict[str, Tensor], sizes: Sequence[tuple[int, int]]
@@ -73,8 +75,8 @@ class ImageEncoder:
         device = transformer.choose_device(runtime.device)
         self._processor = processor(folder)
         detects = spec["pooling"] == "queries" or isinstance(spec["pooling"], dict)
-        kind = Detector if detects else Vision
-        self._model: Model = kind(folder, spec, device)
+        kind: Callable[..., Model] = Detector if detects else Vision
+        self._model = kind(folder, spec, device)
         self._refuse_what_does_not_fit()
 
     def encode(self, inputs: Sequence[bytes | str]) -> Encoded:
@@ -188,7 +190,7 @@ def processor(folder: Path) -> Any:
     and an image has one vector on all machines."""
     try:
         with transformer.quiet():
-            return AutoImageProcessor.from_pretrained(
+            return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 folder, backend="pil", local_files_only=True
             )
     except (OSError, ValueError, KeyError, ImportError) as error:

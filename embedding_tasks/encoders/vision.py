@@ -131,7 +131,7 @@ def load(folder: Path, spec: dict[str, Any], device: torch.device) -> PreTrained
 
 def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
     """The part that sees the image, of a model of images and texts one of two."""
-    bare = model.base_model
+    bare: Any = model.base_model
     tower: PreTrainedModel = getattr(bare, "vision_model", bare)
     return tower
 
