@@ -71,6 +71,12 @@ def spans(tokens: Tensor, starts: Sequence[int], stops: Sequence[int]) -> Tensor
     )
 
 
+def cells(feature_map: Tensor) -> Tensor:
+    """The cells of a feature map (batch, channels, height, width) as tokens: (batch,
+    height * width, channels)."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
 def mix_layers(layers: Sequence[Tensor], choice: int | LayerMix) -> Tensor:
     """One layer, or the mean or concatenation of the last few, of `layers`: the
     embedding output and each block's output, (batch, tokens, hidden) each. The

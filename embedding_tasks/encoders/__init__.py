@@ -65,4 +65,8 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
         from embedding_tasks.encoders.text import TextEncoder
 
         return TextEncoder(folder, spec, runtime)
+    if kind == "image":
+        from embedding_tasks.encoders.image import ImageEncoder
+
+        return ImageEncoder(folder, spec, runtime)
     raise ModelError(f"no encoder of type {kind!r}")

@@ -27,5 +27,9 @@ def of(feature: Feature) -> Shape:
             from embedding_tasks.encoders import configuration
 
             return configuration.text(feature)
+        case "image":
+            from embedding_tasks.encoders import configuration
+
+            return configuration.image(feature)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")

@@ -38,11 +38,15 @@ def choose_device(asked: str) -> torch.device:
 
 
 def load(
-    kind: Any, folder: Path, dtype: str, device: torch.device, optional: str = ""
+    kind: Any,
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    optional: str | Sequence[str] = "",
 ) -> PreTrainedModel:
     """The model, ready to run. `kind` is one of transformers' AutoModel classes.
-    Weights whose names begin with `optional` may be missing; any other would be
-    random numbers."""
+    Weights whose names hold `optional`, or one of several, may be missing; any other
+    would be random numbers."""
     with quiet():
         try:
             model, info = kind.from_pretrained(
@@ -55,7 +59,12 @@ def load(
             raise ModelError(
                 f"encoder.model: {str(folder)!r} does not load: {error}"
             ) from error
-    missing = [k for k in info["missing_keys"] if not (optional and optional in k)]
+    spared = [optional] if isinstance(optional, str) else optional
+    missing = [
+        key
+        for key in info["missing_keys"]
+        if not any(name and name in key for name in spared)
+    ]
     if missing:
         raise ModelError(
             f"encoder.model: {str(folder)!r} lacks the weights "
@@ -87,14 +96,20 @@ class HiddenStates:
 
     The last ones are taken as the bare encoder returns them, final norm included, by
     a hook: `hidden_states[-1]` is not the same thing in every architecture, and
-    keeping all layers costs memory.
+    keeping all layers costs memory. `base` is that encoder where the model itself
+    does not say which of its modules it is.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int | LayerMix | None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: int | LayerMix | None,
+        base: nn.Module | None = None,
+    ) -> None:
         self._model = model
         self._layers = layers
         self._base: Any = None
-        model.base_model.register_forward_hook(self._keep)
+        (base or model.base_model).register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: object, output: Any) -> None:
         self._base = output
