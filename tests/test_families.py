@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
 from embedding_tasks.errors import ModelError
-from tests.fix_models import FAMILIES, Family
+from tests import references
+from tests.fix_models import Family
 from tests.test_text_encoder import cosine, encoder
+from tests.text_models import FAMILIES
 
 DECODERS = ("gpt2", "llama", "qwen3")
-RECIPES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "cls": lambda hidden: hidden[0],
-    "mean": lambda hidden: hidden.mean(0),
-    "max": lambda hidden: hidden.amax(0),
-    "last": lambda hidden: hidden[-1],
-}
-
-
-def reference(folder: Path, texts: list[str], pools: str) -> np.ndarray:
-    """One by one, without any padding, through plain transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()
-    made = []
-    for text in texts:
-        tokens = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
-        tokens.pop("token_type_ids", None)
-        with torch.inference_mode():
-            output = model(**tokens)
-        if pools == "pooler":
-            made.append(output.pooler_output[0])
-        else:
-            made.append(RECIPES[pools](output.last_hidden_state[0]))
-    return torch.stack(made).numpy()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,11 +21,11 @@ def test_a_family_s_vectors_equal_the_plain_recipe(
     family: str, make_family: Family, tweets: list[str]
 ) -> None:
     folder, texts = make_family(family), tweets[:40]
-    for pools in RECIPES:
+    for pools in references.POOLINGS:
         if pools == "cls" and family in DECODERS:
             continue
         made = encoder(folder, 300, pooling=pools).encode(texts).vectors
-        plain = reference(folder, texts, pools)
+        plain = references.of_texts(folder, texts, pools)
         assert cosine(made, plain).min() > 0.999999
         assert np.abs(made - plain).max() < 1e-4 * np.abs(plain).max()
 
@@ -62,7 +36,7 @@ def test_the_pooler_s_output_is_the_model_s_own(
 ) -> None:
     folder = make_family(family)
     made = encoder(folder, 300, pooling="pooler").encode(tweets[:40]).vectors
-    plain = reference(folder, tweets[:40], "pooler")
+    plain = references.of_texts(folder, tweets[:40], "pooler")
     assert cosine(made, plain).min() > 0.999999
 
 

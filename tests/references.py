@@ -1,0 +1,68 @@
+"""Each recipe written plainly, over transformers alone, one input at a time and without
+any padding. Tests and the parity table hold ours against these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cls": lambda hidden: hidden[0],
+    "mean": lambda hidden: hidden.mean(0),
+    "max": lambda hidden: hidden.amax(0),
+    "last": lambda hidden: hidden[-1],
+}
+
+
+def of_texts(
+    folder: Path, texts: list[str], pools: str, layers: Any = "last"
+) -> np.ndarray:
+    """(texts, dims)"""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    made = []
+    for text in texts:
+        tokens = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+        tokens.pop("token_type_ids", None)
+        with torch.inference_mode():
+            output = model(**tokens, output_hidden_states=True)
+        if pools == "pooler":
+            made.append(output.pooler_output[0])
+            continue
+        hidden = output.last_hidden_state[0]
+        if isinstance(layers, int):
+            hidden = output.hidden_states[layers][0]
+        elif isinstance(layers, dict):
+            chosen = [h[0] for h in output.hidden_states[-layers["last"] :]]
+            is_concat = layers.get("combine") == "concat"
+            hidden = torch.cat(chosen, -1) if is_concat else torch.stack(chosen).mean(0)
+        made.append(POOLINGS[pools](hidden))
+    return torch.stack(made).numpy()
+
+
+def of_words(
+    folder: Path, sentences: list[list[str]], which: str
+) -> Iterator[np.ndarray]:
+    """(words, dims) of each sentence: the first token of each word, or their mean."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    model = AutoModel.from_pretrained(folder).eval()
+    for words in sentences:
+        tokens = tokenizer(
+            words, is_split_into_words=True, truncation=True, return_tensors="pt"
+        )
+        numbers = tokens.word_ids()
+        tokens.pop("token_type_ids", None)
+        with torch.inference_mode():
+            hidden = model(**tokens).last_hidden_state[0]
+        made = []
+        for number in range(len(words)):
+            own = [i for i, n in enumerate(numbers) if n == number]
+            made.append(hidden[own[:1] if which == "first" else own].mean(0))
+        yield torch.stack(made).numpy()
