@@ -232,8 +232,8 @@ def main(argv: list[str] | None = None) -> None:
         for found in lines(bench):
             made.append(asdict(found))
             print(
-                f"| {found.recipe} | {found.models} | {found.reference} | {found.rows} |"
-                f" {found.cosine:.9f} | {found.difference:.1e} |",
+                f"| {found.recipe} | {found.models} | {found.reference} |"
+                f" {found.rows} | {found.cosine:.9f} | {found.difference:.1e} |",
                 flush=True,
             )
     if arguments.json:

@@ -66,3 +66,25 @@ def of_words(
             own = [i for i, n in enumerate(numbers) if n == number]
             made.append(hidden[own[:1] if which == "first" else own].mean(0))
         yield torch.stack(made).numpy()
+
+
+def of_spans(folder: Path, sentences: list[list[str]], made: Any) -> np.ndarray:
+    """(spans, dims): the mean of the tokens of the words that each span of `made`
+    (an `Encoded`) covers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    model = AutoModel.from_pretrained(folder).eval()
+    vectors = []
+    for position, words in enumerate(sentences):
+        tokens = tokenizer(
+            words, is_split_into_words=True, truncation=True, return_tensors="pt"
+        )
+        numbers = tokens.word_ids()
+        tokens.pop("token_type_ids", None)
+        with torch.inference_mode():
+            hidden = model(**tokens).last_hidden_state[0]
+        starts = np.cumsum([0, *(len(w) + 1 for w in words)])
+        for begin, end in made.spans[made.inputs == position]:
+            covered = [n for n in range(len(words)) if begin <= starts[n] < end]
+            own = [i for i, n in enumerate(numbers) if n in covered]
+            vectors.append(hidden[own].mean(0))
+    return torch.stack(vectors).numpy()
