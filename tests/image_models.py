@@ -157,6 +157,8 @@ def save(folder: Path, name: str, seed: int = 0) -> Path:
     for parameter in model.parameters():
         if parameter.ndim in (2, 3):  # so small when fresh that all looks alike
             parameter.data.mul_(3)
+    if kind.endswith("ForObjectDetection"):
+        tell_queries_apart(model)
     for part in model.modules():  # and fresh statistics are those of noise
         if isinstance(part, torch.nn.BatchNorm2d):
             part.running_mean.normal_(0, 0.1)
@@ -166,6 +168,17 @@ def save(folder: Path, name: str, seed: int = 0) -> Path:
     crop = {"crop_size": SQUARE} if kin in ("CLIP", "Bit", "DeiT") else {}
     pil(size=size, **crop).save_pretrained(folder)
     return folder
+
+
+def tell_queries_apart(model: Any) -> None:
+    """Fresh detectors find the same in all places of all images."""
+    for name, parameter in model.named_parameters():
+        if "detection_tokens" in name or "query_position" in name:
+            parameter.data.normal_(0, 3)
+        elif name.startswith("class_labels_classifier") and parameter.ndim == 2:
+            parameter.data.mul_(6)
+        elif parameter.ndim == 2 and not name.startswith("bbox"):
+            parameter.data.mul_(8)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -123,6 +123,7 @@ def assert_same(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
     cosine = np.einsum("ij,ij->i", left, right) / norms
     drift = np.abs(got - wanted).max() / np.abs(wanted).max()
     print(f"PARITY {what} rows={len(got)} cosine={cosine.min():.9f} diff={drift:.2e}")
+    assert left.std(0).mean() > 1e-3 * np.abs(left).max()  # they are not all alike
     assert cosine.min() >= 0.999999
     assert drift <= 1e-4
 
@@ -230,7 +231,7 @@ def test_queries_are_the_mean_of_the_last_hidden_state_of_a_detector(
 
 
 @pytest.mark.parametrize("name", ["detr", "yolos"])
-@pytest.mark.parametrize("least", [0.26, 0.6])
+@pytest.mark.parametrize("least", [0.5, 0.7])
 def test_objects_are_those_of_the_image_processors_own_post_processing(
     saved: Callable[[str], Path], name: str, least: float
 ) -> None:
@@ -261,11 +262,11 @@ def test_objects_are_those_of_the_image_processors_own_post_processing(
         hidden += [*states[kept]]
         place = ours.stop
     assert place == len(got.vectors)
-    if least == 0.26:
-        assert place > len(pictures()) / 2
-    if hidden:
-        wanted = torch.stack(hidden).numpy()
-        assert_same(got.vectors, wanted, f"{name}/objects>={least}")
+    counts = np.bincount(got.inputs, minlength=len(pictures()))
+    assert len({*counts.tolist()}) > 2  # the model tells one image from another
+    wanted = torch.stack(hidden).numpy()
+    assert (wanted.std(0) > 1e-2).any()  # and one object
+    assert_same(got.vectors, wanted, f"{name}/objects>={least}")
 
 
 def test_an_image_without_objects_gives_no_vector(
@@ -295,7 +296,7 @@ def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(
     turned = photo.transpose(Image.Transpose.ROTATE_90)  # 90 counterclockwise
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned 90 clockwise
-    case = {"pooling": {"objects": 0.3}, "prediction": "head"}
+    case = {"pooling": {"objects": 0.5}, "prediction": "head"}
     made = encoder(saved("detr"), **case)
     plain, tagged = (
         made.encode([x]) for x in (encoded(photo), encoded(turned, exif=exif))
@@ -315,7 +316,7 @@ COMPANY = [
     ("resnet_head", "mean"),
     ("clip", "features"),
     ("detr", "queries"),
-    ("detr", {"objects": 0.3}),
+    ("detr", {"objects": 0.5}),
 ]
 
 

@@ -120,7 +120,7 @@ def test_objects_are_rows_with_boxes_and_fewer_objects_leave_fewer_rows(
     album: Project, db: Connection, store: Connection, tmp_path: Path
 ) -> None:
     folder = image_models.save(tmp_path / "detr", "detr")
-    least = 0.3
+    least = 0.6
     use_image(album, folder, prediction="head", pooling={"objects": least})
     wanted = {str(i): boxes(folder, x, least) for i, x in enumerate(pictures()[:63:3])}
     by_count = sorted(wanted, key=lambda key: len(wanted[key]))
