@@ -123,6 +123,7 @@ def assert_same(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
     cosine = np.einsum("ij,ij->i", left, right) / norms
     drift = np.abs(got - wanted).max() / np.abs(wanted).max()
     print(f"PARITY {what} rows={len(got)} cosine={cosine.min():.9f} diff={drift:.2e}")
+    assert left.std(0).mean() > 1e-3 * np.abs(left).max()  # they are not all alike
     assert cosine.min() >= 0.999999
     assert drift <= 1e-4
 
@@ -230,7 +231,7 @@ def test_queries_are_the_mean_of_the_last_hidden_state_of_a_detector(
 
 
 @pytest.mark.parametrize("name", ["detr", "yolos"])
-@pytest.mark.parametrize("least", [0.35, 0.6])
+@pytest.mark.parametrize("least", [0.5, 0.7])
 def test_objects_are_those_of_the_image_processors_own_post_processing(
     saved: Callable[[str], Path], name: str, least: float
 ) -> None:
@@ -261,11 +262,11 @@ def test_objects_are_those_of_the_image_processors_own_post_processing(
         hidden += [*states[kept]]
         place = ours.stop
     assert place == len(got.vectors)
-    if least == 0.35:
-        assert place > len(pictures()) / 2
-    if hidden:
-        wanted = torch.stack(hidden).numpy()
-        assert_same(got.vectors, wanted, f"{name}/objects>={least}")
+    counts = np.bincount(got.inputs, minlength=len(pictures()))
+    assert len({*counts.tolist()}) > 2  # the model tells one image from another
+    wanted = torch.stack(hidden).numpy()
+    assert (wanted.std(0) > 1e-2).any()  # and one object
+    assert_same(got.vectors, wanted, f"{name}/objects>={least}")
 
 
 def test_an_image_without_objects_gives_no_vector(
@@ -295,7 +296,7 @@ def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(
     turned = photo.transpose(Image.Transpose.ROTATE_90)  # 90 counterclockwise
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned 90 clockwise
-    case = {"pooling": {"objects": 0.3}, "prediction": "head"}
+    case = {"pooling": {"objects": 0.5}, "prediction": "head"}
     made = encoder(saved("detr"), **case)
     plain, tagged = (
         made.encode([x]) for x in (encoded(photo), encoded(turned, exif=exif))
@@ -315,13 +316,13 @@ COMPANY = [
     ("resnet_head", "mean"),
     ("clip", "features"),
     ("detr", "queries"),
-    ("detr", {"objects": 0.35}),
+    ("detr", {"objects": 0.5}),
 ]
 
 
 @pytest.mark.parametrize(("name", "pooling"), COMPANY)
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -332,21 +333,34 @@ def test_company_order_and_batch_size_never_change_a_vector(
     places = data.draw(
         st.lists(st.integers(0, len(pictures()) - 1), min_size=1, max_size=16)
     )
-    budget = data.draw(st.integers(1, 400))
+    budget = data.draw(st.sampled_from([5, 60, 400]))
     some = [pictures()[i] for i in places]
-    head = name.endswith("_head") or isinstance(pooling, dict)
-    case = {"pooling": pooling, "prediction": "head" if head else "none"}
-    together = encoder(saved(name), tokens=budget, **case).encode(some)
-    alone = encoder(saved(name), tokens=1, **case)
+    together = held(saved(name), budget, pooling).encode(some)
     for place, picture in enumerate(some):
-        one, mine = alone.encode([picture]), together.only([place])
+        one = held(saved(name), 1, pooling).encode([picture])
+        mine = together.only([place])
         assert one.vectors.shape == mine.vectors.shape
-        assert np.abs(one.vectors - mine.vectors).max(initial=0) < 2e-5
+        size = np.abs(one.vectors).max(initial=1)
+        assert np.abs(one.vectors - mine.vectors).max(initial=0) < 1e-5 * size
         assert [p.prediction for p in one.predictions] == [
             p.prediction for p in mine.predictions
         ]
         if one.boxes is not None and mine.boxes is not None:
             assert np.abs(one.boxes - mine.boxes).max(initial=0) < 1e-2
+
+
+_held: dict[Any, ImageEncoder] = {}
+
+
+def held(folder: Path, tokens: int, pooling: Any) -> ImageEncoder:
+    """Loaded once for all examples."""
+    key = (folder, tokens, str(pooling))
+    if key not in _held:
+        head = "_head" in folder.name or isinstance(pooling, dict)
+        _held[key] = encoder(
+            folder, tokens, pooling=pooling, prediction="head" if head else "none"
+        )
+    return _held[key]
 
 
 def test_half_a_batch_may_be_broken(saved: Callable[[str], Path]) -> None:

@@ -65,18 +65,23 @@ def test_grey_and_palettes_become_rgb(mode: str) -> None:
     assert (array(got) == array(image.convert("RGB"))).all()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_what_is_transparent_is_white(mode: str) -> None:
     image = small().convert("RGBA")
     image.paste((200, 10, 10, 0), (0, 0, 30, 40))  # red, if one could see it
-    if mode == "P":
-        image = image.convert("RGB").convert("P")
-        clear = image.getpixel((0, 0))
-        got = pictures.read(encoded(image, transparency=clear), MAX)
-    else:
-        got = pictures.read(encoded(image.convert(mode)), MAX)
+    got = pictures.read(encoded(image.convert(mode)), MAX)
     assert (array(got)[:, :30] == 255).all()
     assert (array(got)[:, 40:] < 255).any()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_colour_of_a_palette_is_white(kind: str) -> None:
+    image = Image.new("P", (4, 2), 1)
+    image.putpalette([200, 10, 10, 0, 0, 200])
+    image.putpixel((0, 0), 0)
+    got = array(pictures.read(encoded(image, kind, transparency=0), MAX))
+    assert (got[0, 0] == 255).all()
+    assert (got[1, 0] == [0, 0, 200]).all()
 
 
 def test_half_transparent_is_half_white() -> None:
@@ -156,7 +161,7 @@ def test_a_limit_beyond_pillows_own_is_kept() -> None:
         (b"secret text", "no image"),
         (encoded(small())[:700], "truncated"),
         (encoded(small(), "JPEG")[:700], "truncated"),
-        (encoded(small(), "GIF")[:200], "truncated|broken"),
+        (encoded(small(), "GIF")[:200], "no image|truncated|broken"),
         (encoded(small())[:300] + b"secret" * 200, "broken|truncated"),
     ],
 )

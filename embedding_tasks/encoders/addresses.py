@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from tenacity import (
@@ -59,14 +59,15 @@ def shown(address: str) -> str:
         return "a data: URI"
     if "://" not in address:
         return repr(address)
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    return repr(urlunsplit((parts.scheme, host, parts.path, "", "")))
+    return repr(re.sub(r"(://)[^/?#]*@|[?#].*", r"\1", address, flags=re.DOTALL))
 
 
-def _open(address: str) -> Any:
+@contextmanager
+def _open(address: str) -> Iterator[Any]:
     if not re.match(r"[A-Za-z][\w+.-]*(://|::)|data:", address):
-        return (settings.project() / address).open("rb")
+        with (settings.project() / address).open("rb") as file:
+            yield file
+        return
     options: dict[str, Any] = {}
     if is_http := address.startswith(("http://", "https://")):
         import aiohttp
@@ -76,7 +77,9 @@ def _open(address: str) -> Any:
     filesystem, path = fsspec.core.url_to_fs(address, **options)
     # A stream from one GET: no HEAD first, and no ranges, which not all servers have.
     stream = {"block_size": 0, "size": 1} if is_http else {}
-    return filesystem.open(path, "rb", **stream)
+    # `filesystem` must outlive the file: an archive closes when it is let go
+    with filesystem.open(path, "rb", **stream) as file:
+        yield file
 
 
 def _at_most(file: BinaryIO, most: int) -> bytes | None:
