@@ -24,8 +24,9 @@ from embedding_tasks.errors import InputError, ModelError, TransientError
 from embedding_tasks.pipeline import isolate
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import UseCase
-from tests import image_models
+from tests import image_models, image_references
 from tests.image_models import encoded, photographs, pictures
+from tests.image_references import REFERENCES, Plain
 
 
 @pytest.fixture(scope="session")
@@ -60,63 +61,6 @@ def encoder(model: Path, tokens: int = 4096, **changes: Any) -> ImageEncoder:
     return ImageEncoder(model, recipe_of(model, **changes).spec, Runtime("cpu", tokens))
 
 
-class Plain:
-    """transformers as its documentation uses it, one picture at a time."""
-
-    def __init__(self, folder: Path, auto: Any = transformers.AutoModel) -> None:
-        self.processor = transformers.AutoImageProcessor.from_pretrained(
-            folder, backend="pil"
-        )
-        self.model = auto.from_pretrained(folder).eval()
-
-    def inputs(self, picture: bytes) -> Any:
-        image = Image.open(io.BytesIO(picture)).convert("RGB")
-        return self.processor(images=image, return_tensors="pt")
-
-    def __call__(self, picture: bytes, **options: Any) -> Any:
-        with torch.inference_mode():
-            return self.model(**self.inputs(picture), **options)
-
-    def vision(self, picture: bytes) -> Any:
-        with torch.inference_mode():
-            return self.model.vision_model(**self.inputs(picture))
-
-    def features(self, picture: bytes) -> Any:
-        with torch.inference_mode():
-            return self.model.get_image_features(**self.inputs(picture))
-
-
-REFERENCES: dict[tuple[str, str], Callable[[Plain, bytes], torch.Tensor]] = {
-    ("vit", "mean"): lambda m, x: m(x).last_hidden_state[0].mean(0),
-    ("vit", "patches"): lambda m, x: m(x).last_hidden_state[0, 1:].mean(0),
-    ("vit", "cls"): lambda m, x: m(x).last_hidden_state[0, 0],
-    ("vit", "max"): lambda m, x: m(x).last_hidden_state[0].max(0).values,
-    ("vit", "pooler"): lambda m, x: m(x).pooler_output[0],
-    ("deit", "mean"): lambda m, x: m(x).last_hidden_state[0].mean(0),
-    ("deit", "patches"): lambda m, x: m(x).last_hidden_state[0, 2:].mean(0),
-    ("dinov2", "patches"): lambda m, x: m(x).last_hidden_state[0, 1:].mean(0),
-    ("dinov2", "cls"): lambda m, x: m(x).pooler_output[0],
-    ("registers", "patches"): lambda m, x: m(x).last_hidden_state[0, 3:].mean(0),
-    ("registers", "cls"): lambda m, x: m(x).last_hidden_state[0, 0],
-    ("swin", "mean"): lambda m, x: m(x).last_hidden_state[0].mean(0),
-    ("swin", "patches"): lambda m, x: m(x).pooler_output[0],
-    ("resnet", "mean"): lambda m, x: m(x).last_hidden_state[0].mean((1, 2)),
-    ("resnet", "max"): lambda m, x: m(x).last_hidden_state[0].amax((1, 2)),
-    ("resnet", "pooler"): lambda m, x: m(x).pooler_output[0, :, 0, 0],
-    ("convnext", "mean"): lambda m, x: m(x).last_hidden_state[0].mean((1, 2)),
-    ("convnext", "pooler"): lambda m, x: m(x).pooler_output[0],
-    ("clip", "features"): lambda m, x: m.features(x).pooler_output[0],
-    ("clip", "mean"): lambda m, x: m.vision(x).last_hidden_state[0].mean(0),
-    ("clip", "patches"): lambda m, x: m.vision(x).last_hidden_state[0, 1:].mean(0),
-    ("clip", "cls"): lambda m, x: m.vision(x).last_hidden_state[0, 0],
-    ("clip", "pooler"): lambda m, x: m.vision(x).pooler_output[0],
-    ("siglip", "features"): lambda m, x: m.features(x).pooler_output[0],
-    ("siglip", "mean"): lambda m, x: m.vision(x).last_hidden_state[0].mean(0),
-    ("siglip", "patches"): lambda m, x: m.vision(x).last_hidden_state[0].mean(0),
-    ("siglip", "pooler"): lambda m, x: m.vision(x).pooler_output[0],
-}
-
-
 def assert_same(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
     left, right = got.astype(float), wanted.astype(float)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
@@ -133,8 +77,7 @@ def test_vectors_equal_a_plain_forward_one_by_one(
     saved: Callable[[str], Path], name: str, pooling: str
 ) -> None:
     folder = saved(name)
-    plain, reference = Plain(folder), REFERENCES[name, pooling]
-    wanted = torch.stack([reference(plain, x) for x in pictures()]).numpy()
+    wanted = image_references.of_pictures(folder, name, pooling, pictures())
     made = encoder(folder, tokens=64, pooling=pooling)
     got = made.encode(pictures())
     assert got.inputs.tolist() == [*range(len(pictures()))]
