@@ -284,7 +284,7 @@ class Worker:
 def isolate(encoder: Encoder, inputs: Sequence[Any]) -> tuple[Encoded, dict[int, str]]:
     """Encode all that can be encoded, and say by position what cannot and why. A batch
     that fails is halved until the bad input stands alone; what is None is left out.
-    Raises `DeviceError` and other transient trouble, which is no input's fault."""
+    Raises `TransientError` and `ModelError`, which are no input's fault."""
     parts: list[tuple[list[int], Encoded]] = []
     errors: dict[int, str] = {}
 
@@ -292,7 +292,7 @@ def isolate(encoder: Encoder, inputs: Sequence[Any]) -> tuple[Encoded, dict[int,
         try:
             parts.append((positions, encoder.encode([inputs[p] for p in positions])))
             return
-        except TransientError:
+        except (TransientError, ModelError):
             raise
         except Exception as error:
             if len(positions) == 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from embedding_tasks.encoders import weights
@@ -49,16 +50,26 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
     """The encoder a model version's vectors were and are made with. Raises
     `ModelError` when its files are no longer the same."""
     spec = version.spec
-    kind = spec["encoder"]["type"]
-    folder = weights.locate(spec["encoder"]["model"], spec["encoder"]["revision"])
-    if weights.digest(folder) != spec["weights"]:
+    match spec["encoder"]["type"]:
+        case "text":
+            from embedding_tasks.encoders.text import TextEncoder
+
+            return TextEncoder(_files(version), spec, runtime)
+        case "openai":
+            from embedding_tasks.encoders.endpoint import EndpointEncoder
+
+            return EndpointEncoder(spec, runtime, version.dims)
+        case kind:
+            raise ModelError(f"no encoder of type {kind!r}")
+
+
+def _files(version: ModelVersion) -> Path:
+    encoder = version.spec["encoder"]
+    folder = weights.locate(encoder["model"], encoder["revision"])
+    if weights.digest(folder) != version.spec["weights"]:
         raise ModelError(
             f"the model files in {str(folder)!r} are not those that model version "
             f"{version.version} was made with; restore them, or run the use case to "
             "build a new version"
         )
-    if kind == "text":
-        from embedding_tasks.encoders.text import TextEncoder
-
-        return TextEncoder(folder, spec, runtime)
-    raise ModelError(f"no encoder of type {kind!r}")
+    return folder

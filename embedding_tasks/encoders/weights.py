@@ -6,12 +6,11 @@ No model library is imported here: a run that finds nothing to do never pays for
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from embedding_tasks import settings
+from embedding_tasks.encoders import memory
 from embedding_tasks.errors import ModelError, TransientError
 from embedding_tasks.use_case import Feature
 from embedding_tasks.use_case.feature import OnDevice, WordVectors
@@ -96,29 +95,9 @@ def _digest(path: Path) -> str:
     and time of change, as make and git do."""
     stat = path.stat()
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    memory = settings.home() / "digests.json"
-    known = _load(memory)
-    if key not in known:
+
+    def digest() -> str:
         with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        _save(memory, known)
-    return known[key]
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
-
-def _load(memory: Path) -> dict[str, str]:
-    try:
-        known: dict[str, str] = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known
-
-
-def _save(memory: Path, known: dict[str, str]) -> None:
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = memory.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps(known, indent=0))
-        fresh.replace(memory)
-    except OSError:
-        # A read-only home costs time, not correctness.
-        return
+    return memory.remembered("digests", key, digest)
