@@ -59,17 +59,27 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
             from embedding_tasks.encoders.endpoint import EndpointEncoder
 
             return EndpointEncoder(spec, runtime, version.dims)
+        case "words":
+            from embedding_tasks.encoders.words import WordsEncoder
+
+            return WordsEncoder(_files(version), spec, runtime)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")
 
 
 def _files(version: ModelVersion) -> Path:
     encoder = version.spec["encoder"]
-    folder = weights.locate(encoder["model"], encoder["revision"])
-    if weights.digest(folder) != version.spec["weights"]:
+    find: Callable[[str, str], Path] = weights.locate
+    digest: Callable[[Path], str] = weights.digest
+    if encoder["type"] == "words":
+        from embedding_tasks.encoders import word_files
+
+        find, digest = word_files.find, word_files.digest
+    path = find(encoder["model"], encoder["revision"])
+    if digest(path) != version.spec["weights"]:
         raise ModelError(
-            f"the model files in {str(folder)!r} are not those that model version "
+            f"the model files in {str(path)!r} are not those that model version "
             f"{version.version} was made with; restore them, or run the use case to "
             "build a new version"
         )
-    return folder
+    return path

@@ -33,5 +33,9 @@ def of(feature: Feature, resolve: Resolve | None = None) -> Shape:
             from embedding_tasks.encoders import endpoint
 
             return endpoint.shape(feature, resolve)
+        case "words":
+            from embedding_tasks.encoders import word_files
+
+            return word_files.shape(feature)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")
