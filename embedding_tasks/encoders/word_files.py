@@ -156,6 +156,6 @@ def opened(path: Path) -> IO[bytes]:
         raise ModelError(
             f"encoder.model: {str(path)!r} is compressed; let its name end in {suffix}"
         )
-    open_: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-    file_: IO[bytes] = open_.get(suffix, lambda path: path.open("rb"))(path)
+    open_: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+    file_: IO[bytes] = open_[suffix](path) if suffix else path.open("rb")
     return file_

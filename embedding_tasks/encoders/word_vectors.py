@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy.typing as npt
 
 from embedding_tasks.encoders.word_files import WordFile, opened
 from embedding_tasks.errors import ModelError
+
+# Magic and version; twelve integers and a double; three integers and two longs.
+_FASTTEXT_HEADER = 8 + 56 + 28
 
 Vector = npt.NDArray[np.float32]
 
@@ -93,6 +97,7 @@ def _by_gensim(file: WordFile) -> Any:
     path = str(file.path)
     match file.kind:
         case "fasttext":
+            _refuse_a_cut_dictionary(file)
             return load_facebook_vectors(path)
         case "gensim":
             return _unpickled(file.path)
@@ -101,6 +106,21 @@ def _by_gensim(file: WordFile) -> Any:
             return KeyedVectors.load_word2vec_format(
                 path, binary=True, unicode_errors="replace"
             )
+
+
+def _refuse_a_cut_dictionary(file: WordFile) -> None:
+    """gensim 4.4 looks for the end of a word beyond the end of the file, for ever. A
+    compressed file says itself that it is cut."""
+    with opened(file.path) as start:
+        head = start.read(_FASTTEXT_HEADER)
+    words, own = struct.unpack("<2i", head[64:72]) if len(head) > 72 else (1, 1)
+    least = _FASTTEXT_HEADER + 10 * words + 4 * own * file.dims
+    packed = file.path.suffix in (".gz", ".bz2")
+    if not packed and file.path.stat().st_size < least:
+        raise ModelError(
+            f"encoder.model: {str(file.path)!r} is shorter than its {words} words "
+            "take; is it cut off?"
+        )
 
 
 def _text(file: WordFile) -> WordTable:
