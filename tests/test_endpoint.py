@@ -230,7 +230,7 @@ def test_a_bad_input_is_refused_alone_and_the_others_are_not_paid_for_twice(
         t for body in numbers.asked if texts[37] in body["input"] for t in body["input"]
     }
     assert max(sent.count(t) for t in texts if t not in beside) <= 1
-    assert len(sent) < 160
+    assert len(sent) < 150
 
 
 def test_a_request_that_is_too_large_for_the_server_is_halved(

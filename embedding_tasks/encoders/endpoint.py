@@ -77,14 +77,13 @@ class EndpointEncoder:
         _refuse_to_go_without_the_client()
 
     def encode(self, inputs: Sequence[str]) -> Encoded:
-        for text in inputs:
-            self._refuse_what_is_known_to_fail(text)
-        missing = [t for t in dict.fromkeys(inputs) if t not in self._spared]
-        refused = self._fetch(missing)
+        unsent = {t: why for t in inputs if (why := self._known_to_fail(t))}
+        known = self._spared.keys() | unsent.keys()
+        refused = self._fetch([t for t in dict.fromkeys(inputs) if t not in known])
         if refused and not self._answers_at_all:
             self._refuse_a_server_that_refuses_all(refused[0])
-        if refused:
-            raise refused[0]
+        for error in (*unsent.values(), *refused):
+            raise error
         vectors = np.stack([self._spared[text] for text in inputs])
         for text in set(inputs):
             del self._spared[text]
@@ -93,15 +92,16 @@ class EndpointEncoder:
     def probe(self) -> Encoded:
         return self.encode([_PROBE])
 
-    def _refuse_what_is_known_to_fail(self, text: str) -> None:
+    def _known_to_fail(self, text: str) -> InputError | None:
         if not text:
-            raise InputError("an empty text, which no endpoint embeds")
+            return InputError("an empty text, which no endpoint embeds")
         limit, tokens = self._encoder.max_length, estimated_tokens(text)
-        if limit is not None and tokens > limit:
-            raise InputError(
-                f"a text of about {tokens} tokens is longer than encoder.max_length, "
-                f"{limit}; it is never cut"
-            )
+        if limit is None or tokens <= limit:
+            return None
+        return InputError(
+            f"a text of about {tokens} tokens is longer than encoder.max_length, "
+            f"{limit}; it is never cut"
+        )
 
     def _refuse_a_server_that_refuses_all(self, error: InputError) -> None:
         """Before a whole batch is halved for nothing."""

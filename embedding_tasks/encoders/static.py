@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,18 @@ from embedding_tasks.encoders import weights
 from embedding_tasks.errors import InputError, ModelError
 
 Array = npt.NDArray[Any]
-Vector = npt.NDArray[np.float32]
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
 # sentence-transformers' name for the table, and model2vec's
 _TABLES = ("embedding.weight", "embeddings")
+
+
+class Mean(NamedTuple):
+    """Of one text's words, and the share of them that is unknown."""
+
+    vector: npt.NDArray[np.float32]
+    unknown: float
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,7 @@ class StaticModel:
                 f"encoder.model: its tokenizer has {size} tokens, its table {rows}"
             )
 
-    def mean(self, text: str) -> tuple[Vector, float]:
-        """And the share of tokens that are unknown."""
+    def mean(self, text: str) -> Mean:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int64)
         if not len(ids):
@@ -150,7 +156,8 @@ class StaticModel:
         unknown = float((ids == self._unknown).mean())
         if unknown == 1:
             raise InputError(f"none of its {len(ids)} tokens is in the vocabulary")
-        return self._vectors(ids).mean(axis=0, dtype=np.float32), unknown
+        vector = self._vectors(ids).mean(axis=0, dtype=np.float32)
+        return Mean(vector, unknown, bool(encoding.overflowing))
 
     def known(self) -> Iterable[str]:
         return ["one, two, three", *self._tokenizer.get_vocab()]

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from embedding_tasks.encoders import Runtime
 from embedding_tasks.encoders.encoded import Encoded, unit_length
-from embedding_tasks.encoders.static import StaticFolder, StaticModel
+from embedding_tasks.encoders.static import Mean, StaticFolder, StaticModel
 from embedding_tasks.encoders.word_files import identify
 from embedding_tasks.encoders.word_vectors import WordTable, load
 from embedding_tasks.errors import InputError, ModelError
-
-Vector = npt.NDArray[np.float32]
 
 _MARKS = "".join(
     c for c in map(chr, range(0x300, 0x1E950)) if unicodedata.category(c)[0] == "M"
@@ -36,7 +33,7 @@ WORD = re.compile(rf"{_RUN}(?:['\u2019]{_RUN})*")
 class _Model(Protocol):
     normalize: bool
 
-    def mean(self, text: str) -> tuple[Vector, float]: ...
+    def mean(self, text: str) -> Mean: ...
 
     def known(self) -> Iterable[str]: ...
 
@@ -59,10 +56,11 @@ class WordsEncoder:
             self._model.mean(text.lower() if self._lowercase else text)
             for text in inputs
         ]
-        vectors = np.stack([vector for vector, _ in made])
+        vectors = np.stack([mean.vector for mean in made])
         return Encoded.of_records(
             unit_length(vectors) if self._normalize else vectors,
-            unknown=np.array([unknown for _, unknown in made], np.float32),
+            unknown=np.array([mean.unknown for mean in made], np.float32),
+            truncated=sum(mean.truncated for mean in made),
         )
 
     def probe(self) -> Encoded:
@@ -84,7 +82,7 @@ class WordModel:
     def __init__(self, table: WordTable) -> None:
         self._table = table
 
-    def mean(self, text: str) -> tuple[Vector, float]:
+    def mean(self, text: str) -> Mean:
         places, vectors = self._table.places, self._table.vectors
         words = WORD.findall(text)
         rows = vectors[[places[word] for word in words if word in places]]
@@ -97,7 +95,7 @@ class WordModel:
                 if words
                 else "a text without a single word"
             )
-        return rows.mean(axis=0, dtype=np.float32), len(missing) / len(words)
+        return Mean(rows.mean(axis=0, dtype=np.float32), len(missing) / len(words))
 
     def known(self) -> Iterable[str]:
         return self._table.places
