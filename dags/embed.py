@@ -29,7 +29,6 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from embedding_tasks import use_case
-from embedding_tasks.connections import from_airflow
 from embedding_tasks.errors import ConfigError, TerminalError
 from embedding_tasks.use_case import UseCase, Window
 
@@ -211,11 +210,12 @@ def _request(path: Path) -> Request:
     )
 
 
-def _connection(connection_id: str) -> str:
+def _connection(connection_id: str) -> dict[str, Any]:
     try:
-        return from_airflow(Connection.get(connection_id).to_dict(validate=False))
+        found: dict[str, Any] = Connection.get(connection_id).to_dict(validate=False)
     except AirflowNotFoundException:
         raise KeyError(connection_id) from None
+    return found
 
 
 def _doc(case: UseCase, path: Path) -> str:

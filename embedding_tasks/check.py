@@ -59,7 +59,7 @@ def use_case(
 
     yield look("source", lambda: _source(use_case, resolve))
     made: dict[str, Recipe] = {}
-    yield look("recipe", lambda: _recipe(use_case, made))
+    yield look("recipe", lambda: _recipe(use_case, made, resolve))
     if with_model:
         for feature in made:
             what = "model" if feature == ONE_FEATURE else f"model of {feature}"
@@ -108,8 +108,8 @@ def _readable(connection: Connection, taken: Extract) -> str:
     return f"{rows} rows{nulls}"
 
 
-def _recipe(use_case: UseCase, made: dict[str, Recipe]) -> str:
-    made |= recipe.all_of(use_case)
+def _recipe(use_case: UseCase, made: dict[str, Recipe], resolve: Resolve | None) -> str:
+    made |= recipe.all_of(use_case, resolve)
     return "; ".join(
         f"{feature + ': ' if feature != ONE_FEATURE else ''}{found.dims} dimensions "
         f"for each {found.unit}, fingerprint {found.fingerprint[:12]}"

@@ -24,8 +24,9 @@ from embedding_tasks.errors import ConfigError, DatabaseAway, EmbedlineError
 from embedding_tasks.use_case import Source
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-Resolve = Callable[[str], str]
-"""Takes a connection id, returns a libpq connection string; raises `KeyError`."""
+Resolve = Callable[[str], Mapping[str, Any]]
+"""Takes a connection id, returns what Airflow keeps of it: conn_type, host, port,
+login, password, schema, extra; raises `KeyError`."""
 
 _FORMS = (
     "postgres://user:password@host:port/database, or JSON with conn_type, host, port, "
@@ -102,39 +103,60 @@ def for_source(source: Source, resolve: Resolve | None = None) -> str:
     if source.dsn is not None:
         return _expand(source.dsn)
     assert source.connection is not None
-    try:
-        return (resolve or lookup)(source.connection)
-    except KeyError:
-        raise ConfigError(
-            f"connection {source.connection!r} is not defined; DAGs find it in Airflow "
-            f"(Admin, Connections), the command line in {_variable(source.connection)} "
-            f"or {settings.home() / 'connections.json'}"
-        ) from None
+    with _defined(source.connection):
+        return lookup(source.connection, resolve)
 
 
-def lookup(connection_id: str) -> str:
-    """The connection as the command line knows it. Raises `KeyError` where it does
-    not, and `ConfigError` for one that cannot be read."""
+def defined(connection_id: str, resolve: Resolve | None = None) -> Mapping[str, Any]:
+    """Any connection, not only to Postgres. Raises `ConfigError` where it is not
+    defined."""
+    with _defined(connection_id):
+        return _find(connection_id, resolve)[1]
+
+
+def lookup(connection_id: str, resolve: Resolve | None = None) -> str:
+    """For libpq; of Airflow where it can be asked, else as the command line knows it.
+    Raises `KeyError` where it is not known, and `ConfigError` for one that cannot be
+    read."""
+    place, value = _find(connection_id, resolve)
+    with _naming(place):
+        return from_airflow(value)
+
+
+def _find(connection_id: str, resolve: Resolve | None) -> tuple[str, Mapping[str, Any]]:
+    """Where it is defined, for messages, and the connection."""
+    if resolve is not None:
+        return f"connection {connection_id!r}", resolve(connection_id)
     variable = _variable(connection_id)
     if value := os.environ.get(variable):
         with _naming(variable):
-            return from_airflow(value)
+            return variable, _mapping(value)
     saved = settings.home() / "connections.json"
     if not saved.exists():
         raise KeyError(connection_id)
     with _naming(f"{saved}"):
         connections = _json(saved.read_text())
-    with _naming(f"{saved}: {connection_id}"):
-        return from_airflow(connections[connection_id])
+    place = f"{saved}: {connection_id}"
+    with _naming(place):
+        return place, _mapping(connections[connection_id])
+
+
+@contextmanager
+def _defined(connection_id: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyError:
+        raise ConfigError(
+            f"connection {connection_id!r} is not defined; DAGs find it in Airflow "
+            f"(Admin, Connections), the command line in {_variable(connection_id)} "
+            f"or {settings.home() / 'connections.json'}"
+        ) from None
 
 
 def from_airflow(value: str | Mapping[str, Any]) -> str:
     """Airflow's URI, JSON or mapping form of a Postgres connection, for libpq. Raises
     `ConfigError`, which never repeats what it was given: it may hold a password."""
-    if isinstance(value, str):
-        value = _json(value) if value.lstrip().startswith("{") else _parts(value)
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"is no connection; valid: {_FORMS}")
+    value = _mapping(value)
     kind = value.get("conn_type") or "postgres"
     if kind not in ("postgres", "postgresql"):
         raise ConfigError(f"is a connection of type {kind!r}; valid: 'postgres'")
@@ -150,6 +172,14 @@ def from_airflow(value: str | Mapping[str, Any]) -> str:
         "dbname": value.get("schema"),
     }
     return make_conninfo("", **known, **{k: v for k, v in named.items() if v})
+
+
+def _mapping(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        value = _json(value) if value.lstrip().startswith("{") else _parts(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"is no connection; valid: {_FORMS}")
+    return value
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def sync_stage(request: Request) -> dict[str, int]:
     use_case = request.use_case
     with request.open_store() as store, _recorded(store, request, "sync") as run_id:
         conninfo = for_source(use_case.source, request.resolve)
-        made = recipe.all_of(use_case)
+        made = recipe.all_of(use_case, request.resolve)
         counts: dict[str, int] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)

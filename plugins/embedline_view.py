@@ -19,7 +19,6 @@ from fastapi.responses import HTMLResponse
 from fastapi.templating import Jinja2Templates
 
 from embedding_tasks import search, status
-from embedding_tasks.connections import from_airflow
 from embedding_tasks.encoders import Encoder
 from embedding_tasks.errors import EmbedlineError, TransientError
 from embedding_tasks.store.connection import open_store
@@ -81,15 +80,18 @@ def _encoder(version: ModelVersion) -> Encoder:
         if version.id not in _encoders:
             while len(_encoders) >= MODELS_KEPT:
                 _encoders.pop(next(iter(_encoders)))
-            _encoders[version.id] = search.encoder_of(version, device="cpu")
+            _encoders[version.id] = search.encoder_of(
+                version, device="cpu", resolve=_connection
+            )
         return _encoders[version.id]
 
 
-def _connection(connection_id: str) -> str:
+def _connection(connection_id: str) -> dict[str, Any]:
     try:
-        return from_airflow(Connection.get(connection_id).to_dict(validate=False))
+        found: dict[str, Any] = Connection.get(connection_id).to_dict(validate=False)
     except AirflowNotFoundException:
         raise KeyError(connection_id) from None
+    return found
 
 
 class EmbedlineView(AirflowPlugin):

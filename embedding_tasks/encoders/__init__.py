@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from embedding_tasks.encoders import weights
@@ -49,24 +50,44 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
     """The encoder a model version's vectors were and are made with. Raises
     `ModelError` when its files are no longer the same."""
     spec = version.spec
-    kind = spec["encoder"]["type"]
-    folder = weights.locate(spec["encoder"]["model"], spec["encoder"]["revision"])
-    if weights.digest(folder) != spec["weights"]:
+    match spec["encoder"]["type"]:
+        case "text" if version.form.by_unit:
+            from embedding_tasks.encoders.tokens import TokenEncoder
+
+            return TokenEncoder(_files(version), spec, runtime)
+        case "text":
+            from embedding_tasks.encoders.text import TextEncoder
+
+            return TextEncoder(_files(version), spec, runtime)
+        case "image":
+            from embedding_tasks.encoders.image import ImageEncoder
+
+            return ImageEncoder(_files(version), spec, runtime)
+        case "openai":
+            from embedding_tasks.encoders.endpoint import EndpointEncoder
+
+            return EndpointEncoder(spec, runtime, version.dims)
+        case "words":
+            from embedding_tasks.encoders.words import WordsEncoder
+
+            return WordsEncoder(_files(version), spec, runtime)
+        case kind:
+            raise ModelError(f"no encoder of type {kind!r}")
+
+
+def _files(version: ModelVersion) -> Path:
+    encoder = version.spec["encoder"]
+    find: Callable[[str, str], Path] = weights.locate
+    digest: Callable[[Path], str] = weights.digest
+    if encoder["type"] == "words":
+        from embedding_tasks.encoders import word_files
+
+        find, digest = word_files.find, word_files.digest
+    path = find(encoder["model"], encoder["revision"])
+    if digest(path) != version.spec["weights"]:
         raise ModelError(
-            f"the model files in {str(folder)!r} are not those that model version "
+            f"the model files in {str(path)!r} are not those that model version "
             f"{version.version} was made with; restore them, or run the use case to "
             "build a new version"
         )
-    if kind == "text" and version.form.by_unit:
-        from embedding_tasks.encoders.tokens import TokenEncoder
-
-        return TokenEncoder(folder, spec, runtime)
-    if kind == "text":
-        from embedding_tasks.encoders.text import TextEncoder
-
-        return TextEncoder(folder, spec, runtime)
-    if kind == "image":
-        from embedding_tasks.encoders.image import ImageEncoder
-
-        return ImageEncoder(folder, spec, runtime)
-    raise ModelError(f"no encoder of type {kind!r}")
+    return path

@@ -101,3 +101,9 @@ def joined(parts: Sequence[tuple[Sequence[int], Encoded]], count: int) -> Encode
 
 def _concatenated(arrays: list[Any]) -> Any:
     return None if arrays[0] is None else np.concatenate(arrays)
+
+
+def unit_length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = vectors / np.maximum(norms, 1e-12)
+    return scaled

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from embedding_tasks.connections import Resolve
 from embedding_tasks.encoders import shape
 from embedding_tasks.store.versions import Recipe
 from embedding_tasks.use_case import Feature, UseCase
@@ -20,22 +21,23 @@ _SHAPELESS = {
     "image": {"model", "revision", "max_pixels"},
     "words": {"model", "revision"},
     "openai": {
-        *("url", "connection", "key_variable", "items_per_request", "concurrency"),
-        *("tokens_per_request", "timeout_seconds", "max_retries"),
+        *("url", "connection", "key_variable", "max_length", "items_per_request"),
+        *("tokens_per_request", "concurrency", "timeout_seconds", "max_retries"),
     },
 }
 
 
-def all_of(use_case: UseCase) -> dict[str, Recipe]:
+def all_of(use_case: UseCase, resolve: Resolve | None = None) -> dict[str, Recipe]:
     """By feature, the first one first. Raises `ModelError` when a model cannot make
     what the use case asks for."""
     return {
-        name: _of(use_case, feature) for name, feature in use_case.all_features.items()
+        name: _of(use_case, feature, resolve)
+        for name, feature in use_case.all_features.items()
     }
 
 
-def _of(use_case: UseCase, feature: Feature) -> Recipe:
-    found = shape.of(feature)
+def _of(use_case: UseCase, feature: Feature, resolve: Resolve | None) -> Recipe:
+    found = shape.of(feature, resolve)
     spec = {
         **feature.model_dump(mode="json", exclude={"encoder": {"device"}}),
         "storage": use_case.storage.type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from embedding_tasks.connections import Resolve
 from embedding_tasks.errors import ModelError
 from embedding_tasks.use_case import Feature
 
@@ -20,8 +21,9 @@ class Shape:
     classes: list[str] | None = None
 
 
-def of(feature: Feature) -> Shape:
-    """Raises `ModelError` when the model cannot make what the feature asks for."""
+def of(feature: Feature, resolve: Resolve | None = None) -> Shape:
+    """Raises `ModelError` when the model cannot make what the feature asks for, and
+    `TransientError` when a server that must be asked is away."""
     match feature.encoder.type:
         case "text":
             from embedding_tasks.encoders import configuration
@@ -31,5 +33,13 @@ def of(feature: Feature) -> Shape:
             from embedding_tasks.encoders import configuration
 
             return configuration.image(feature)
+        case "openai":
+            from embedding_tasks.encoders import endpoint
+
+            return endpoint.shape(feature, resolve)
+        case "words":
+            from embedding_tasks.encoders import word_files
+
+            return word_files.shape(feature)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")

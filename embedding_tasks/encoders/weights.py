@@ -6,15 +6,14 @@ No model library is imported here: a run that finds nothing to do never pays for
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from embedding_tasks import settings
+from embedding_tasks.encoders import memory
 from embedding_tasks.errors import ModelError, TransientError
 from embedding_tasks.use_case import Feature
-from embedding_tasks.use_case.feature import OnDevice, WordVectors
+from embedding_tasks.use_case.feature import OnDevice
 
 # What transformers needs to load a model and its tokenizer. Never Python code: a
 # model that wants to run its own (trust_remote_code) is not supported.
@@ -27,8 +26,8 @@ def locate(model: str, revision: str) -> Path:
     """The folder with the model's files. A Hugging Face id is fetched into its own
     cache unless it is there already. Raises `ModelError`, or `TransientError` when
     the hub cannot be reached."""
-    if model.startswith((".", "/", "~")):
-        return _folder(model)
+    if (folder := local(model)) is not None:
+        return _with_config(folder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -54,9 +53,16 @@ def locate(model: str, revision: str) -> Path:
         ) from error
 
 
+def local(model: str) -> Path | None:
+    if not model.startswith((".", "/", "~")):
+        return None
+    path = Path(model).expanduser()
+    return path if path.is_absolute() else settings.project() / path
+
+
 def of_feature(feature: Feature) -> Path:
     encoder = feature.encoder
-    assert isinstance(encoder, OnDevice | WordVectors)
+    assert isinstance(encoder, OnDevice)
     return locate(encoder.model, encoder.revision)
 
 
@@ -65,13 +71,11 @@ def digest(folder: Path) -> str:
     configuration, tokenizer."""
     total = hashlib.sha256()
     for path in _files(folder):
-        total.update(f"{path.name}:{_digest(path)}\n".encode())
+        total.update(f"{path.name}:{file_digest(path)}\n".encode())
     return total.hexdigest()
 
 
-def _folder(model: str) -> Path:
-    folder = Path(model).expanduser()
-    folder = folder if folder.is_absolute() else settings.project() / folder
+def _with_config(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"encoder.model: {str(folder)!r} is no folder with a model: "
@@ -91,34 +95,14 @@ def _files(folder: Path) -> Iterable[Path]:
     return sorted(p for p in found if p.name not in _IGNORED)
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Weights are large and seldom change, so their digests are remembered by size
     and time of change, as make and git do."""
     stat = path.stat()
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    memory = settings.home() / "digests.json"
-    known = _load(memory)
-    if key not in known:
+
+    def digest() -> str:
         with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        _save(memory, known)
-    return known[key]
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
-
-def _load(memory: Path) -> dict[str, str]:
-    try:
-        known: dict[str, str] = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known
-
-
-def _save(memory: Path, known: dict[str, str]) -> None:
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = memory.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps(known, indent=0))
-        fresh.replace(memory)
-    except OSError:
-        # A read-only home costs time, not correctness.
-        return
+    return memory.remembered("digests", key, digest)

@@ -39,7 +39,7 @@ def _configured(resolve: Resolve | None) -> str | None:
     if dsn := os.environ.get(settings.STORE_DSN):
         return dsn
     try:
-        return (resolve or lookup)(settings.STORE_CONNECTION)
+        return lookup(settings.STORE_CONNECTION, resolve)
     except KeyError:
         return None
 

@@ -79,20 +79,34 @@ class ImageModel(OnDevice):
 
 class Endpoint(Part):
     """An OpenAI-compatible server. Its key comes from an Airflow connection, whose
-    host then gives the URL, or from an environment variable."""
+    host then gives the URL, or from an environment variable: $OPENAI_API_KEY for
+    OpenAI's own server, for any other the one that is named."""
 
     type: Literal["openai"]
     model: str = Field(min_length=1)
     url: str = "https://api.openai.com/v1"
     connection: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
-    key_variable: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     dimensions: int | None = Field(None, ge=1)
-    max_length: int = Field(8191, ge=1, description="tokens of one input")
+    max_length: int | None = Field(
+        None, ge=1, description="tokens, by estimate; a longer input is refused"
+    )
     items_per_request: int = Field(256, ge=1, le=2048)
-    tokens_per_request: int = Field(100_000, ge=1)
+    tokens_per_request: int = Field(100_000, ge=1, description="by estimate")
     concurrency: int = Field(8, ge=1, le=256)
     timeout_seconds: float = Field(60, gt=0)
     max_retries: int = Field(6, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _is_plain(cls, url: str) -> str:
+        # the use case is kept in the store, where no key may be
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+            raise ValueError(
+                "valid: e.g. 'https://api.openai.com/v1', without user, password or "
+                "query; a key comes from `connection` or `key_variable`"
+            )
+        return url.rstrip("/")
 
 
 class WordVectors(Part):
