@@ -50,6 +50,10 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
     `ModelError` when its files are no longer the same."""
     spec = version.spec
     kind = spec["encoder"]["type"]
+    if kind in ("autoencoder", "gan"):
+        from embedding_tasks.encoders.trained.encoder import TrainedEncoder
+
+        return TrainedEncoder(spec, runtime)
     folder = weights.locate(spec["encoder"]["model"], spec["encoder"]["revision"])
     if weights.digest(folder) != spec["weights"]:
         raise ModelError(

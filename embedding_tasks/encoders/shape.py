@@ -20,12 +20,15 @@ class Shape:
     classes: list[str] | None = None
 
 
-def of(feature: Feature) -> Shape:
-    """Raises `ModelError` when the model cannot make what the feature asks for."""
+def of(feature: Feature, *, trained: str | None = None) -> Shape:
+    """`trained` is the digest of a model trained on the use case's rows. Raises
+    `ModelError` when the model cannot make what the feature asks for."""
     match feature.encoder.type:
         case "text":
             from embedding_tasks.encoders import configuration
 
             return configuration.text(feature)
+        case "autoencoder" | "gan" if trained is not None:
+            return Shape(feature.encoder.size, trained)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")
