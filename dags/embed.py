@@ -246,7 +246,8 @@ def _doc(case: UseCase, path: Path) -> str:
     source = case.source.table or "a query"
     features = "\n".join(
         f"- `{name}`: {feature.encoder.type} encoder "
-        f"`{getattr(feature.encoder, 'model', '')}`, pooling `{feature.pools}`"
+        f"`{getattr(feature.encoder, 'model', 'trained on its rows')}`, "
+        f"pooling `{feature.pools}`"
         for name, feature in case.all_features.items()
     )
     return f"""{case.description}

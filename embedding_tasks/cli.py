@@ -205,6 +205,7 @@ def train(
     """Train the encoders that learn from a use case's own rows."""
     from embedding_tasks import training
     from embedding_tasks.run import Request
+    from embedding_tasks.store import trained
 
     request = Request(use_case=use_case.find(name), external_id="", kind="cli")
     with request.open_store() as store:
@@ -217,11 +218,12 @@ def train(
             except KeyboardInterrupt:
                 err.print("stopped; the next training goes on from its last epoch")
                 raise typer.Exit(130) from None
-        models = training.describe(store, request.use_case)
+        models = trained.models(store, request.use_case)
     if not models:
         _say(f"{name}: none of its encoders is trained on its rows")
         return
-    _print_table(models, ["feature", "kind", "rows", *_TRAINED])
+    rows = [{"feature": f, **_rounded(m)} for f, m in models.items()]
+    _print_table(rows, ["feature", "kind", "rows", *_TRAINED])
     if not counts["trained"]:
         _say("trained already; --retrain trains on the rows of today")
 
@@ -230,6 +232,11 @@ _TRAINED = (
     *("epoch", "epochs", "training_loss", "validation_loss", "baseline"),
     *("seconds", "digest"),
 )
+
+
+def _rounded(model: Mapping[str, Any]) -> dict[str, Any]:
+    floats = {k: f"{v:.4g}" for k, v in model.items() if isinstance(v, float)}
+    return {**model, **floats, "digest": model["digest"][:12]}
 
 
 def _told(counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedding_tasks import settings
 from embedding_tasks.connections import Connection, blame, for_source
@@ -168,12 +168,3 @@ def _forget(checkpoint: Path) -> None:
 
 def _facts(losses: dict[str, float]) -> str:
     return " ".join(f"{name}={loss:.4g}" for name, loss in losses.items())
-
-
-def describe(store: Connection, use_case: UseCase) -> list[dict[str, Any]]:
-    """The models of the present settings, with their losses."""
-    found = trained.digests(store, use_case)
-    return [
-        {**trained.describe(store, digest), "feature": name}
-        for name, digest in found.items()
-    ]

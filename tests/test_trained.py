@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from psycopg import sql
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 
-from embedding_tasks import check, encoders, run, training
+from embedding_tasks import check, cli, encoders, run
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders import Runtime
 from embedding_tasks.encoders.trained import images, model, table
@@ -245,9 +246,9 @@ def test_an_autoencoder_learns_more_than_the_mean(
     for project in (wines(), digits()):
         run.train_stage(project.request())
         use_case = project.request().use_case
-        (told,) = training.describe(store, use_case)
+        told = trained.models(store, use_case)["embedding"]
         print(told)
-        assert float(told["validation_loss"]) < 0.8 * told["baseline"]
+        assert told["validation_loss"] < 0.8 * told["baseline"]
         losses = store.execute(
             "SELECT losses FROM embedline.trained_model ORDER BY id DESC LIMIT 1"
         ).fetchone()
@@ -280,12 +281,15 @@ def test_the_seed_alone_decides_what_is_trained(
     wines: Callable[..., Project], store: Connection, kind: str
 ) -> None:
     project = wines(type=kind, epochs=4)
-    state = torch.random.get_rng_state()
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     run.train_stage(project.request())
     assert torch.equal(state, torch.random.get_rng_state())
     assert not torch.are_deterministic_algorithms_enabled()
     torch.manual_seed(12345)
+    torch.set_num_threads(3)
     run.train_stage(project.request(), retrain=True)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(threads)
     wines(type=kind, epochs=4, seed=1)
     run.train_stage(project.request())
     first, again, other = all_digests(store)
@@ -324,6 +328,17 @@ def test_retraining_makes_a_version_beside_the_serving_one_and_promotes_it(
     live = versions.live(store, versions.use_case_id(store, use_case.name))
     assert [(v.version, v.state) for v in live] == [(2, "active")]
     assert len(stored_vectors(store, "wines", 2)) == 160
+
+
+def test_two_runs_at_a_time_train_one_model(
+    wines: Callable[..., Project], store: Connection
+) -> None:
+    project = wines(epochs=3)
+    requests = [project.request(), project.request()]
+    with ThreadPoolExecutor() as pool:
+        counts = [*pool.map(run.train_stage, requests)]
+    assert sorted(c["trained"] for c in counts) == [0, 1]
+    assert len(all_digests(store)) == 1
 
 
 class KilledError(Exception):
@@ -599,6 +614,34 @@ def test_a_dry_run_trains_nothing_and_says_that_it_would(
     project.run()
     counts = project.run(dry_run=True)
     assert (counts["to_train"], counts["to_embed"]) == (0, 0)
+
+
+def test_the_command_trains_shows_losses_and_trains_again_on_demand(
+    wines: Callable[..., Project],
+    store: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wines(epochs=2)
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def embedline(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["embedline", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        return "".join(capsys.readouterr())
+
+    assert "would do: 1 to train" in embedline("run", "wines", "--dry-run")
+    said = embedline("train", "wines")
+    assert "training wines: epoch 2 of 2, training" in said
+    assert all_digests(store)[0][:12] in said
+    assert "trained already" in embedline("train", "wines")
+    assert "trained already" not in embedline("train", "wines", "--retrain")
+    assert len(all_digests(store)) == 2
+    assert "178 embedded" in embedline("run", "wines")
+    states = store.execute("SELECT state FROM embedline.run").fetchall()
+    assert states == [("success",)]
 
 
 def test_a_sync_without_a_model_says_how_to_get_one(

@@ -52,19 +52,29 @@ def settings(feature: Feature) -> dict[str, Any]:
 
 
 def digests(store: Connection, use_case: UseCase) -> dict[str, str]:
-    """By feature, the digest of the latest model of its present settings, where there
-    is one."""
-    found = {
-        name: store.execute(
-            "SELECT m.digest FROM embedline.trained_model m JOIN embedline.use_case u"
-            "   ON u.id = m.use_case"
-            " WHERE u.name = %s AND m.feature = %s AND m.settings = %s"
-            " ORDER BY m.id DESC LIMIT 1",
-            [use_case.name, name, Jsonb(settings(use_case.all_features[name]))],
-        ).fetchone()
-        for name in features(use_case)
-    }
-    return {name: row[0] for name, row in found.items() if row is not None}
+    """Of `models`, by feature."""
+    return {name: m["digest"] for name, m in models(store, use_case).items()}
+
+
+def models(store: Connection, use_case: UseCase) -> dict[str, dict[str, Any]]:
+    """By feature, what there is to say of the latest model of its present settings,
+    where there is one."""
+    with store.cursor(row_factory=dict_row) as cursor:
+        found = {
+            name: cursor.execute(
+                "SELECT kind, rows, m.epoch, jsonb_array_length(losses) AS epochs,"
+                "  (losses -> (epoch - 1) ->> 'training')::float8 AS training_loss,"
+                "  (losses -> (epoch - 1) ->> 'validation')::float8 AS validation_loss,"
+                "  baseline, seconds, digest, made_at"
+                " FROM embedline.trained_model m JOIN embedline.use_case u"
+                "   ON u.id = m.use_case"
+                " WHERE u.name = %s AND m.feature = %s AND m.settings = %s"
+                " ORDER BY m.id DESC LIMIT 1",
+                [use_case.name, name, Jsonb(settings(use_case.all_features[name]))],
+            ).fetchone()
+            for name in features(use_case)
+        }
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def insert(
@@ -97,18 +107,3 @@ def weights(store: Connection, digest: str) -> bytes | None:
         [digest],
     ).fetchone()
     return None if row is None else bytes(row[0])
-
-
-def describe(store: Connection, digest: str) -> dict[str, Any]:
-    """The latest model of this digest, for people."""
-    with store.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(
-            "SELECT feature, kind, rows, epoch, jsonb_array_length(losses) AS epochs,"
-            "  losses -> (epoch - 1) ->> 'training' AS training_loss,"
-            "  losses -> (epoch - 1) ->> 'validation' AS validation_loss,"
-            "  baseline, round(seconds::numeric, 1)::float8 AS seconds, digest, made_at"
-            " FROM embedline.trained_model WHERE digest = %s ORDER BY id DESC LIMIT 1",
-            [digest],
-        ).fetchone()
-    assert row is not None
-    return row

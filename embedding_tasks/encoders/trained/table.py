@@ -25,6 +25,8 @@ from embedding_tasks.source.relation import NUMBERS, TIMES
 MAX_CATEGORIES = 64
 # A single row far out would otherwise be all that a training sees.
 _FARTHEST = 10.0
+# Beyond it a variance is no float any more.
+_LARGEST = 1e100
 
 Floats = npt.NDArray[np.float32]
 Values = Sequence[str | None]
@@ -142,7 +144,7 @@ def _fit_number(name: str, values: Values, moment: bool) -> Number | str:
         return f"column {name!r} is null in all training rows"
     mean, scale = float(known.mean()), float(known.std())
     # a mean of equal numbers is off by rounding
-    if known.min() == known.max() or not (math.isfinite(scale) and scale):
+    if known.min() == known.max() or not scale:
         return f"column {name!r} is the same in all training rows"
     return Number(name, moment, mean, scale, missing=len(known) < len(numbers))
 
@@ -174,7 +176,7 @@ def _numbers(name: str, values: Values, moment: bool) -> npt.NDArray[np.float64]
             f"column {name!r} holds no {'moment' if moment else 'number'} by now; if "
             "its type has changed, train anew"
         ) from None
-    numbers[~np.isfinite(numbers)] = math.nan
+    numbers[~(np.abs(numbers) < _LARGEST)] = math.nan
     return numbers
 
 

@@ -203,9 +203,15 @@ def _deterministic() -> Iterator[None]:
     # cuBLAS needs it to be so (docs.nvidia.com/cuda/cublas, "Results Reproducibility")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
+    threads = torch.get_num_threads()
     torch.use_deterministic_algorithms(True)
+    # Sums split over more threads round otherwise, so the weights would depend on the
+    # number of cores; and for networks as small as these, with two busy cores, two
+    # threads took 20 times longer than one.
+    torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(threads)
