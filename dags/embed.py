@@ -1,4 +1,5 @@
-"""One DAG for every file in use_cases/: sync -> plan -> embed (mapped) -> publish.
+"""One DAG for every file in use_cases/: sync -> plan -> embed (mapped) -> publish, and
+before them train, where an encoder learns from the use case's own rows.
 
 Wiring only: what the tasks do is in `embedding_tasks.run`. Between tasks pass counts,
 never text and never vectors. A file that is not valid breaks its own DAG, which says
@@ -31,6 +32,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipExceptio
 from embedding_tasks import use_case
 from embedding_tasks.errors import ConfigError, TerminalError
 from embedding_tasks.use_case import UseCase, Window
+from embedding_tasks.use_case.feature import Trained
 
 if TYPE_CHECKING:
     from embedding_tasks.run import Request
@@ -74,6 +76,16 @@ PARAMS = {
     ),
 }
 
+RETRAIN = {
+    "retrain": Param(
+        False,
+        type="boolean",
+        title="Train the encoder again, on the rows of today",
+        description="Its vectors are made beside the serving ones, as a new model "
+        "version.",
+    ),
+}
+
 TASKS: dict[str, Any] = {
     "retries": 3,
     "retry_delay": timedelta(seconds=30),
@@ -100,6 +112,7 @@ def build(path: Path) -> DAG:
 
 
 def _embed(case: UseCase, path: Path) -> DAG:
+    learns = any(isinstance(f.encoder, Trained) for f in case.all_features.values())
     asset = Asset(f"{case.name}_embeddings", uri=f"embedline://{case.name}/embeddings")
     with DAG(
         f"embed_{case.name}",
@@ -109,10 +122,18 @@ def _embed(case: UseCase, path: Path) -> DAG:
         start_date=START,
         catchup=False,
         max_active_runs=1,
-        params=PARAMS,
+        params=PARAMS | (RETRAIN if learns else {}),
         default_args=TASKS,
         tags=["embedline"],
     ) as dag:
+
+        @task(pool="gpu", queue=QUEUE, execution_timeout=timedelta(hours=24))
+        def train() -> dict[str, int]:
+            """Train what learns from the rows and has not yet, or was asked to again"""
+            from embedding_tasks.run import train_stage
+
+            retrain = bool(get_current_context()["params"]["retrain"])
+            return train_stage(_request(path), retrain=retrain)
 
         @task
         def sync() -> dict[str, int]:
@@ -154,7 +175,10 @@ def _embed(case: UseCase, path: Path) -> DAG:
             return counts
 
         workers = plan()
-        sync() >> workers
+        synced = sync()
+        if learns:
+            train() >> synced
+        synced >> workers
         embed.expand(worker=workers) >> publish()
     return dag
 
@@ -222,7 +246,8 @@ def _doc(case: UseCase, path: Path) -> str:
     source = case.source.table or "a query"
     features = "\n".join(
         f"- `{name}`: {feature.encoder.type} encoder "
-        f"`{getattr(feature.encoder, 'model', '')}`, pooling `{feature.pools}`"
+        f"`{getattr(feature.encoder, 'model', 'trained on its rows')}`, "
+        f"pooling `{feature.pools}`"
         for name, feature in case.all_features.items()
     )
     return f"""{case.description}

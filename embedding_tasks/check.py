@@ -18,7 +18,7 @@ from embedding_tasks.errors import EmbedlineError, SourceError
 from embedding_tasks.inputs import Form
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.source.extract import Extract
-from embedding_tasks.store import versions
+from embedding_tasks.store import trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import ONE_FEATURE, LabelTable, UseCase, load
@@ -109,12 +109,22 @@ def _readable(connection: Connection, taken: Extract) -> str:
 
 
 def _recipe(use_case: UseCase, made: dict[str, Recipe], resolve: Resolve | None) -> str:
-    made |= recipe.all_of(use_case, resolve)
+    known: dict[str, str] = {}
+    if trained.features(use_case):
+        with open_store(resolve) as store, blame(store=store):
+            known = trained.digests(store, use_case)
+    waiting = recipe.untrained(use_case, known)
+    made |= recipe.all_of(use_case, resolve, trained=known, without=waiting)
+    said = {name: "not trained yet: the first run trains it" for name in waiting}
+    for name, found in made.items():
+        classes = f", classes {', '.join(found.classes)}" if found.classes else ""
+        said[name] = (
+            f"{found.dims} dimensions for each {found.unit}, fingerprint "
+            f"{found.fingerprint[:12]}{classes}"
+        )
     return "; ".join(
-        f"{feature + ': ' if feature != ONE_FEATURE else ''}{found.dims} dimensions "
-        f"for each {found.unit}, fingerprint {found.fingerprint[:12]}"
-        + (f", classes {', '.join(found.classes)}" if found.classes else "")
-        for feature, found in made.items()
+        f"{name}: {what}" if name != ONE_FEATURE else what
+        for name, what in said.items()
     )
 
 

@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from threading import Event
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -34,6 +35,7 @@ from embedding_tasks.errors import EmbedlineError
 from embedding_tasks.local import postgres
 from embedding_tasks.local.signals import interruptible
 from embedding_tasks.pipeline import Drained
+from embedding_tasks.training import Epoch
 from embedding_tasks.use_case import Window
 
 app = typer.Typer(
@@ -174,10 +176,14 @@ def run(
     )
     with (
         interruptible() as stopped,
-        _progress(f"embedding {name}", stopped) as progress,
+        _bar() as bar,
     ):
         try:
-            counts = run_all(request, progress)
+            counts = run_all(
+                request,
+                _embedding(bar, name, stopped),
+                _training(bar, name, stopped),
+            )
         except KeyboardInterrupt:
             err.print("stopped; what was finished is stored, the rest waits")
             raise typer.Exit(130) from None
@@ -187,6 +193,50 @@ def run(
     if version:
         facts.append(f"as model version {version}, beside the serving one")
     _say(f"{head}: {', '.join(facts) or 'nothing to do'}")
+
+
+@app.command()
+def train(
+    name: Name,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="again, on the rows of today")
+    ] = False,
+) -> None:
+    """Train the encoders that learn from a use case's own rows."""
+    from embedding_tasks import training
+    from embedding_tasks.run import Request
+    from embedding_tasks.store import trained
+
+    request = Request(use_case=use_case.find(name), external_id="", kind="cli")
+    with request.open_store() as store:
+        with interruptible() as stopped, _bar() as bar:
+            try:
+                progress = _training(bar, name, stopped)
+                counts = training.train(
+                    store, request, retrain=retrain, progress=progress
+                )
+            except KeyboardInterrupt:
+                err.print("stopped; the next training goes on from its last epoch")
+                raise typer.Exit(130) from None
+        models = trained.models(store, request.use_case)
+    if not models:
+        _say(f"{name}: none of its encoders is trained on its rows")
+        return
+    rows = [{"feature": f, **_rounded(m)} for f, m in models.items()]
+    _print_table(rows, ["feature", "kind", "rows", *_TRAINED])
+    if not counts["trained"]:
+        _say("trained already; --retrain trains on the rows of today")
+
+
+_TRAINED = (
+    *("epoch", "epochs", "training_loss", "validation_loss", "baseline"),
+    *("seconds", "digest"),
+)
+
+
+def _rounded(model: Mapping[str, Any]) -> dict[str, Any]:
+    floats = {k: f"{v:.4g}" for k, v in model.items() if isinstance(v, float)}
+    return {**model, **floats, "digest": model["digest"][:12]}
 
 
 def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,34 +398,55 @@ def psql(context: typer.Context) -> None:
     raise typer.Exit(done.returncode)
 
 
-@contextmanager
-def _progress(title: str, stopped: Event) -> Iterator[Any]:
-    """A bar in a terminal, a line now and then elsewhere."""
-    bar = Progress(
+def _bar() -> Progress:
+    """In a terminal; elsewhere a line now and then is printed in its place."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[said]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
         disable=not err.is_terminal,
     )
-    with bar:
-        task = bar.add_task(title, total=None, rate="")
 
-        def show(drained: Drained) -> None:
-            if stopped.is_set():
-                raise KeyboardInterrupt
-            rate = f"{drained.embedded / max(drained.seconds, 1e-9):.0f}/s"
-            bar.update(
-                task, total=drained.pending, completed=drained.embedded, rate=rate
-            )
-            if not err.is_terminal:
-                done = f"{drained.embedded} of {drained.pending}"
-                err.print(f"{title}: {done}, {rate}", highlight=False)
 
-        yield show
+def _embedding(bar: Progress, name: str, stopped: Event) -> Callable[[Drained], None]:
+    title = f"embedding {name}"
+    task = bar.add_task(title, total=None, said="")
+
+    def show(drained: Drained) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        rate = f"{drained.embedded / max(drained.seconds, 1e-9):.0f}/s"
+        bar.update(task, total=drained.pending, completed=drained.embedded, said=rate)
+        if not err.is_terminal:
+            done = f"{drained.embedded} of {drained.pending}"
+            err.print(f"{title}: {done}, {rate}", highlight=False)
+
+    return show
+
+
+def _training(bar: Progress, name: str, stopped: Event) -> Callable[[Epoch], None]:
+    """Nothing is shown where there is nothing to train."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(epoch: Epoch) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        title = f"training {name}"
+        if epoch.feature != use_case.ONE_FEATURE:
+            title += f" {epoch.feature}"
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in epoch.losses.items())
+        if title not in tasks:
+            tasks[title] = bar.add_task(title, total=epoch.of, said="")
+        bar.update(tasks[title], completed=epoch.number, said=losses)
+        if not err.is_terminal:
+            done = f"epoch {epoch.number} of {epoch.of}"
+            err.print(f"{title}: {done}, {losses}", highlight=False)
+
+    return show
 
 
 def _print_json(value: Any) -> None:

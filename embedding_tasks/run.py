@@ -1,6 +1,7 @@
-"""The four stages of a run: sync, plan, embed, publish.
+"""The stages of a run: sync, plan, embed, publish, and before them, where an encoder
+learns from the use case's own rows, train.
 
-The DAG calls them as four tasks, the command line one after another: scheduled,
+The DAG calls them as tasks, the command line one after another: scheduled,
 manual, backfilled and retried runs are the same code. Between stages pass counts only.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import psycopg
 
-from embedding_tasks import ledger, status
+from embedding_tasks import ledger, status, training
 from embedding_tasks.connections import (
     Connection,
     Resolve,
@@ -32,7 +33,7 @@ from embedding_tasks.errors import (
 )
 from embedding_tasks.pipeline import Drained, Progress, Worker
 from embedding_tasks.staging import Target
-from embedding_tasks.store import versions
+from embedding_tasks.store import trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.sync import Synced, sync
@@ -69,6 +70,29 @@ class Request:
         return open_store(self.resolve)
 
 
+def train_stage(
+    request: Request,
+    retrain: bool = False,
+    progress: training.Progress = lambda epoch: None,
+) -> dict[str, int]:
+    """Trains the encoders that learn from the use case's own rows and have not yet, or
+    all of them. Another model makes another model version. Returns counts."""
+    use_case = request.use_case
+    if not trained.features(use_case):
+        return {}
+    with request.open_store() as store:
+        with blame(store=store):
+            wanted = training.wanted(store, use_case, retrain)
+        if request.dry_run:
+            return {"to_train": len(wanted)}
+        if not wanted:
+            return {"trained": 0}
+        with _recorded(store, request, "train") as run_id:
+            return training.train(
+                store, request, retrain=retrain, progress=progress, run_id=run_id
+            )
+
+
 def sync_stage(request: Request) -> dict[str, int]:
     """What the source has that the store has not is enqueued; what it no longer has
     leaves the store. Returns the counts of `Synced`, and of a dry run what it foresees.
@@ -76,7 +100,11 @@ def sync_stage(request: Request) -> dict[str, int]:
     use_case = request.use_case
     with request.open_store() as store, _recorded(store, request, "sync") as run_id:
         conninfo = for_source(use_case.source, request.resolve)
-        made = recipe.all_of(use_case, request.resolve)
+        with blame(store=store):
+            known = trained.digests(store, use_case)
+        if request.dry_run and (waiting := recipe.untrained(use_case, known)):
+            return {"to_train": len(waiting)}
+        made = recipe.all_of(use_case, request.resolve, trained=known)
         counts: dict[str, int] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
@@ -191,9 +219,14 @@ def publish_stage(request: Request) -> dict[str, Any]:
     return {**counts, "wanted": numbers["wanted"], "stored": numbers["stored"]}
 
 
-def run(request: Request, progress: Progress = lambda drained: None) -> dict[str, Any]:
-    """All four stages in this process, with one worker."""
-    synced = sync_stage(request)
+def run(
+    request: Request,
+    progress: Progress = lambda drained: None,
+    train_progress: training.Progress = lambda epoch: None,
+) -> dict[str, Any]:
+    """All stages in this process, with one worker."""
+    made = train_stage(request, progress=train_progress)
+    synced = {**made, **sync_stage(request)}
     if request.dry_run:
         return synced
     embedded = embed_stage(request, 0, progress) if plan_stage(request) else {}

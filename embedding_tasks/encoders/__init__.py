@@ -71,6 +71,10 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
             from embedding_tasks.encoders.words import WordsEncoder
 
             return WordsEncoder(_files(version), spec, runtime)
+        case "autoencoder" | "gan":
+            from embedding_tasks.encoders.trained.encoder import TrainedEncoder
+
+            return TrainedEncoder(spec, runtime)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")
 

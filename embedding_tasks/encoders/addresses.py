@@ -17,7 +17,7 @@ from tenacity import (
 )
 
 from embedding_tasks import settings
-from embedding_tasks.errors import InputError, TransientError
+from embedding_tasks.errors import InputError, ModelError, TransientError
 
 CONNECT_SECONDS = 10
 FETCH_SECONDS = 60
@@ -35,15 +35,15 @@ _AWAY = re.compile("Connect|Timeout|Disconnect")
 )
 def fetch(address: str, most: int) -> bytes:
     """The bytes behind an address; a path is relative to the project. Raises
-    `InputError` where there is nothing, or more than `most` bytes, and
-    `TransientError` where the store itself is away."""
+    `InputError` where there is nothing, or more than `most` bytes, `TransientError`
+    where the store itself is away, and `ModelError` where a package is missing."""
     if not address.strip():
         raise InputError("the address of the image is empty")
     try:
         with _open(address) as file:
             data = _at_most(file, most)
     except ImportError as error:
-        raise TransientError(
+        raise ModelError(
             f"{shown(address)}: fsspec needs a package for such addresses: {error}"
         ) from error
     except Exception as error:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from embedding_tasks.encoders import Runtime, pictures, transformer
+from embedding_tasks.encoders import Runtime, devices, pictures, transformer
 from embedding_tasks.encoders.detector import Detector
 from embedding_tasks.encoders.encoded import Encoded, joined
 from embedding_tasks.encoders.vision import Vision
@@ -72,7 +72,7 @@ class ImageEncoder:
     def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
         self._max_pixels: int = spec["encoder"]["max_pixels"]
         self._budget = runtime.tokens
-        device = transformer.choose_device(runtime.device)
+        device = devices.choose(runtime.device)
         self._processor = processor(folder)
         detects = spec["pooling"] == "queries" or isinstance(spec["pooling"], dict)
         kind: Callable[..., Model] = Detector if detects else Vision
@@ -84,7 +84,7 @@ class ImageEncoder:
         start = 0
         for batch in self._batches(inputs):
             for places in of_one_size(batch):
-                parts += transformer.within_memory(
+                parts += devices.within_memory(
                     lambda chosen, batch=batch, start=start: (  # type: ignore[misc]
                         [start + i for i in chosen],
                         self._forward([batch[i] for i in chosen]),
@@ -152,7 +152,7 @@ class ImageEncoder:
             for name in images[0].pixels
         }
         pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
-        with torch.inference_mode(), transformer.device_errors():
+        with torch.inference_mode(), devices.errors():
             return model(pixels, [i.size for i in images])
 
     def _refuse_what_does_not_fit(self) -> None:

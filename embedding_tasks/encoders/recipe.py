@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedding_tasks.connections import Resolve
 from embedding_tasks.encoders import shape
+from embedding_tasks.errors import ModelError
 from embedding_tasks.store.versions import Recipe
 from embedding_tasks.use_case import Feature, UseCase
+from embedding_tasks.use_case.feature import Trained
 
 # Raise it when this package makes other vectors of the same files and settings.
 VERSION = 1
@@ -24,20 +27,47 @@ _SHAPELESS = {
         *("url", "connection", "key_variable", "max_length", "items_per_request"),
         *("tokens_per_request", "concurrency", "timeout_seconds", "max_retries"),
     },
+    "autoencoder": {"min_rows"},
+    "gan": {"min_rows"},
 }
 
 
-def all_of(use_case: UseCase, resolve: Resolve | None = None) -> dict[str, Recipe]:
-    """By feature, the first one first. Raises `ModelError` when a model cannot make
-    what the use case asks for."""
+def all_of(
+    use_case: UseCase,
+    resolve: Resolve | None = None,
+    *,
+    trained: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
+) -> dict[str, Recipe]:
+    """By feature, the first one first. `trained` has the digests of the models that
+    were trained on the use case's rows (`store.trained.digests`). Raises `ModelError`
+    when a model cannot make what the use case asks for, or is not trained yet."""
+    trained = trained or {}
+    features = {n: f for n, f in use_case.all_features.items() if n not in without}
+    for name in untrained(use_case, trained):
+        if name in features:
+            raise ModelError(
+                f"{use_case.name}: the encoder of feature {name!r} is not trained yet; "
+                f"run `embedline train {use_case.name}`"
+            )
     return {
-        name: _of(use_case, feature, resolve)
-        for name, feature in use_case.all_features.items()
+        name: _of(use_case, feature, resolve, trained.get(name))
+        for name, feature in features.items()
     }
 
 
-def _of(use_case: UseCase, feature: Feature, resolve: Resolve | None) -> Recipe:
-    found = shape.of(feature, resolve)
+def untrained(use_case: UseCase, trained: Mapping[str, str]) -> list[str]:
+    return [
+        name
+        for name, feature in use_case.all_features.items()
+        if isinstance(feature.encoder, Trained) and name not in trained
+    ]
+
+
+def _of(
+    use_case: UseCase, feature: Feature, resolve: Resolve | None, trained: str | None
+) -> Recipe:
+    found = shape.of(feature, resolve, trained=trained)
     spec = {
         **feature.model_dump(mode="json", exclude={"encoder": {"device"}}),
         "storage": use_case.storage.type,

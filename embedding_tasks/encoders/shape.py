@@ -21,8 +21,11 @@ class Shape:
     classes: list[str] | None = None
 
 
-def of(feature: Feature, resolve: Resolve | None = None) -> Shape:
-    """Raises `ModelError` when the model cannot make what the feature asks for, and
+def of(
+    feature: Feature, resolve: Resolve | None = None, *, trained: str | None = None
+) -> Shape:
+    """`trained` is the digest of a model trained on the use case's rows. Raises
+    `ModelError` when the model cannot make what the feature asks for, and
     `TransientError` when a server that must be asked is away."""
     match feature.encoder.type:
         case "text":
@@ -41,5 +44,7 @@ def of(feature: Feature, resolve: Resolve | None = None) -> Shape:
             from embedding_tasks.encoders import word_files
 
             return word_files.shape(feature)
+        case "autoencoder" | "gan" if trained is not None:
+            return Shape(feature.encoder.size, trained)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")

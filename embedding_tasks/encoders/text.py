@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from embedding_tasks import pooling
-from embedding_tasks.encoders import Runtime, transformer
+from embedding_tasks.encoders import Runtime, devices, transformer
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.errors import InputError, ModelError
 from embedding_tasks.packing import token_batches
@@ -37,7 +37,7 @@ class TextEncoder:
         self._pools: str = spec["pooling"]
         self._normalize = bool(spec["normalize"])
         self._budget = runtime.tokens
-        self.device = transformer.choose_device(runtime.device)
+        self.device = devices.choose(runtime.device)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = AutoModelForSequenceClassification if spec["head"] else AutoModel
         model = load(kind, folder, spec, self.device)
@@ -58,7 +58,7 @@ class TextEncoder:
         parts: list[tuple[Tensor, Tensor]] = []
         for batch in token_batches([len(t) for t in tokens], self._budget):
             order += batch
-            parts += transformer.within_memory(
+            parts += devices.within_memory(
                 lambda positions: self._forward([tokens[i] for i in positions]),
                 batch,
                 self.device,
@@ -96,7 +96,7 @@ class TextEncoder:
     def _forward(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor]:
         ids, mask = padded(tokens, self._tokenizer.pad_token_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        with transformer.device_errors():
+        with devices.errors():
             output, base, hidden = self._hidden(input_ids=ids, attention_mask=mask)
             if self._pools == "pooler":
                 vectors = pooler_output(base)

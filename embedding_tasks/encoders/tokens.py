@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
 from embedding_tasks import pooling
-from embedding_tasks.encoders import Runtime, text, transformer
+from embedding_tasks.encoders import Runtime, devices, text, transformer
 from embedding_tasks.encoders.encoded import Encoded, Prediction, joined
 from embedding_tasks.encoders.tags import OUTSIDE, entities
 from embedding_tasks.encoders.windows import Tokenizer, Tokens, Window, Word
@@ -52,7 +52,7 @@ class TokenEncoder:
         self._normalize = bool(spec["normalize"])
         self._budget = runtime.tokens
         self._dims = 0
-        self.device = transformer.choose_device(runtime.device)
+        self.device = devices.choose(runtime.device)
         kind = AutoModelForTokenClassification if spec["head"] else AutoModel
         model = text.load(kind, folder, spec, self.device)
         self._head = transformer.Head(model.config) if spec["head"] else None
@@ -196,7 +196,7 @@ class TokenEncoder:
                     spread[i] = probabilities[row, taken]
 
         for batch in token_batches([len(w.ids) for w in windows], self._budget):
-            transformer.within_memory(
+            devices.within_memory(
                 forward,
                 batch,
                 self.device,
@@ -216,7 +216,7 @@ class TokenEncoder:
     @torch.inference_mode()
     def _forward(self, ids: list[list[int]]) -> tuple[Tensor, Tensor | None]:
         padded, mask = text.padded(ids, self._pad)
-        with transformer.device_errors():
+        with devices.errors():
             output, _, hidden = self._hidden(
                 input_ids=padded.to(self.device), attention_mask=mask.to(self.device)
             )

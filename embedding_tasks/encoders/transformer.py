@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +16,12 @@ from transformers.utils import logging as transformers_logging
 
 from embedding_tasks import pooling
 from embedding_tasks.encoders.encoded import Prediction
-from embedding_tasks.errors import DeviceError, InputError, ModelError
+from embedding_tasks.errors import ModelError
 from embedding_tasks.use_case import LayerMix
-
-T = TypeVar("T")
 
 # How far a text may move beside a longer one, relative to its own size.
 _DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 SHORT_AND_LONG = ("one, two, three", "a longer text, which the short one is padded to")
-
-
-def choose_device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(
-            f"encoder.device: {asked!r} asked for, but this machine shows no CUDA "
-            "device; valid here: 'cpu', 'auto'"
-        )
-    return torch.device(asked)
 
 
 def load(
@@ -156,30 +143,6 @@ def layers(choice: Any) -> int | LayerMix | None:
     return choice if isinstance(choice, int) else LayerMix.model_validate(choice)
 
 
-def within_memory(
-    run: Callable[[Sequence[int]], T],
-    batch: Sequence[int],
-    device: torch.device,
-    too_large: Callable[[int], str],
-) -> list[T]:
-    """Run a batch of positions; out of memory halves it, and charges nobody but a
-    single input that does not fit alone."""
-    try:
-        return [run(batch)]
-    except torch.OutOfMemoryError:
-        pass  # leave the handler first: the traceback holds the tensors
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    if len(batch) == 1:
-        raise InputError(f"{too_large(batch[0])} does not fit the memory of {device}")
-    half = len(batch) // 2
-    return [
-        part
-        for positions in (batch[:half], batch[half:])
-        for part in within_memory(run, positions, device, too_large)
-    ]
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers reports every load on stderr; what matters in it raises here."""
@@ -193,17 +156,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bar:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def device_errors() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except torch.AcceleratorError as error:
-        raise DeviceError(f"the accelerator gave up: {error}") from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise torch.OutOfMemoryError(str(error)) from error
-        raise

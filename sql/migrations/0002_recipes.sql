@@ -51,3 +51,36 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Models trained on a use case's own rows: an autoencoder, the discriminator of a GAN.
+CREATE TABLE embedline.trained_model (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    use_case int NOT NULL REFERENCES embedline.use_case,
+    feature  text NOT NULL,
+    kind     text NOT NULL,
+    settings jsonb NOT NULL,
+    seed     bigint NOT NULL,
+    rows     int NOT NULL,
+    columns  text[] NOT NULL,
+    epoch    int NOT NULL,
+    losses   jsonb NOT NULL,
+    baseline float8,
+    seconds  float8 NOT NULL,
+    digest   text NOT NULL,
+    weights  bytea NOT NULL,
+    run_id   bigint REFERENCES embedline.run,
+    made_at  timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX trained_model_feature ON embedline.trained_model (use_case, feature, id DESC);
+CREATE INDEX trained_model_digest ON embedline.trained_model (digest);
+-- weights hardly compress
+ALTER TABLE embedline.trained_model ALTER weights SET STORAGE EXTERNAL;
+COMMENT ON COLUMN embedline.trained_model.settings IS
+    'all that shapes the training but the rows: the latest model of the same settings makes the vectors';
+COMMENT ON COLUMN embedline.trained_model.epoch IS 'the one whose weights were kept';
+COMMENT ON COLUMN embedline.trained_model.losses IS 'one object per epoch, with `training` and `validation`';
+COMMENT ON COLUMN embedline.trained_model.baseline IS
+    'validation loss of an autoencoder that answers every row with the mean of the training rows';
+COMMENT ON COLUMN embedline.trained_model.digest IS 'sha256 of the weights';
+COMMENT ON COLUMN embedline.trained_model.weights IS
+    'safetensors, with all else that an encoder needs (columns, means, categories) as JSON in its metadata';

@@ -33,6 +33,43 @@ def test_every_use_case_is_a_dag_of_four_tasks(
     assert {*dag.params} == {"since", "until", "reembed", "dry_run", "allow_deletes"}
 
 
+def test_a_use_case_that_learns_is_trained_before_it_is_synced(
+    project: Project,
+    load_dags: Callable[[], Any],
+    run_dag: Run,
+    write_messages: Write,
+    store: Connection,
+) -> None:
+    project.raw["encoder"] = {
+        **{"type": "autoencoder", "size": 4, "epochs": 2, "min_rows": 50},
+        "device": "cpu",
+    }
+    project.use_case(source={"input": ["author", "sent_at"]})
+    dag = load_dags().dags["embed_messages"]
+    order = ["train", "sync", "plan", "embed", "publish"]
+    assert [t.task_id for t in dag.topological_sort()] == order
+    assert dag.get_task("train").pool == "gpu"
+    assert "retrain" in dag.params
+    write_messages(range(60))
+    dry = run_dag("embed_messages", dry_run=True)
+    assert (dry.state, xcom(dry, "sync")) == ("success", {"to_train": 1})
+    first = run_dag("embed_messages")
+    assert xcom(first, "train") == {"trained": 1, "training_rows": 60}
+    assert xcom(first, "publish")["stored"] == 60
+    again = run_dag("embed_messages")
+    assert xcom(again, "train") == {"trained": 0}
+    assert xcom(again, "publish")["embedded"] == 0
+    write_messages(range(60, 80))
+    retrained = run_dag("embed_messages", retrain=True)
+    assert xcom(retrained, "train") == {"trained": 1, "training_rows": 80}
+    serving = store.execute(
+        "SELECT version FROM embedline.model_version WHERE state = 'active'"
+    )
+    assert serving.fetchall() == [(2,)]
+    kinds = store.execute("SELECT DISTINCT state FROM embedline.run").fetchall()
+    assert kinds == [("success",)]
+
+
 def test_parsing_touches_no_database_and_no_model_library(project: Project) -> None:
     project.use_case(source={"dsn": "host=/nowhere"}, encoder={"model": "./nowhere"})
     code = (
