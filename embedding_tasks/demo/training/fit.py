@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 Batch = TypeVar("Batch")
+T = TypeVar("T")
 Told = Callable[[float], None]
 """Is told the share done."""
 
@@ -62,6 +64,28 @@ def head_and_body(
         parameter.requires_grad = not any(part in name for part in still)
         (head if is_head(name) else body).append(parameter)
     return head, body
+
+
+def of_like_length(
+    examples: Sequence[T],
+    length: Callable[[T], int],
+    order: random.Random,
+    epochs: int,
+    size: int,
+) -> list[list[T]]:
+    """Random batches of about equal lengths: sorted within stretches of eight."""
+    batches = []
+    for _ in range(epochs):
+        mixed = order.sample(examples, len(examples))
+        epoch = [
+            stretch[i : i + size]
+            for start in range(0, len(mixed), size * 8)
+            for stretch in [sorted(mixed[start : start + size * 8], key=length)]
+            for i in range(0, len(stretch), size)
+        ]
+        order.shuffle(epoch)
+        batches += epoch
+    return batches
 
 
 def save(folder: Path, *parts: Any) -> None:

@@ -4,7 +4,6 @@ source has labelled as training. Half a minute on two cores."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from embedding_tasks.demo.training.fit import (
     fit,
     head_and_body,
     hush,
+    of_like_length,
     save,
 )
 
@@ -68,7 +68,7 @@ def _fit(
     progress: Told,
 ) -> None:
     head, body = head_and_body(model, _is_head, FROZEN_LAYERS)
-    batches = [b for _ in range(EPOCHS) for b in _shuffled(examples, order)]
+    batches = of_like_length(examples, _length, order, EPOCHS, BATCH)
 
     def loss(batch: Examples) -> torch.Tensor:
         logits = model(**_tensors(tokenizer, batch)).logits
@@ -79,19 +79,6 @@ def _fit(
 
 def _is_head(name: str) -> bool:
     return "pooler" in name or "classifier" in name
-
-
-def _shuffled(examples: Examples, order: random.Random) -> Iterator[Examples]:
-    """Random batches of about equal lengths: sorted within stretches of eight."""
-    mixed = order.sample(examples, len(examples))
-    batches = [
-        stretch[i : i + BATCH]
-        for start in range(0, len(mixed), BATCH * 8)
-        for stretch in [sorted(mixed[start : start + BATCH * 8], key=_length)]
-        for i in range(0, len(stretch), BATCH)
-    ]
-    order.shuffle(batches)
-    yield from batches
 
 
 def _length(example: tuple[str, int]) -> int:
