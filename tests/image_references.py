@@ -12,19 +12,25 @@ import torch
 import transformers
 from PIL import Image
 
+from tests.references import CPU, Place
+
 
 class Plain:
     """transformers as its documentation uses it, one picture at a time."""
 
-    def __init__(self, folder: Path, auto: Any = transformers.AutoModel) -> None:
+    def __init__(
+        self, folder: Path, auto: Any = transformers.AutoModel, place: Place = CPU
+    ) -> None:
         self.processor = transformers.AutoImageProcessor.from_pretrained(
             folder, backend="pil"
         )
-        self.model = auto.from_pretrained(folder).eval()
+        self.place = place
+        self.model = place.put(auto.from_pretrained(folder))
 
     def inputs(self, picture: bytes) -> Any:
         image = Image.open(io.BytesIO(picture)).convert("RGB")
-        return self.processor(images=image, return_tensors="pt")
+        made = self.processor(images=image, return_tensors="pt")
+        return made.to(self.place.device, getattr(torch, self.place.dtype))
 
     def __call__(self, picture: bytes, **options: Any) -> Any:
         with torch.inference_mode():
@@ -71,8 +77,13 @@ REFERENCES: dict[tuple[str, str], Callable[[Plain, bytes], torch.Tensor]] = {
 
 
 def of_pictures(
-    folder: Path, name: str, pooling: str, pictures: list[bytes]
+    folder: Path,
+    name: str,
+    pooling: str,
+    pictures: list[bytes],
+    place: Place = CPU,
 ) -> np.ndarray:
     """(pictures, dims)"""
-    plain, reference = Plain(folder), REFERENCES[name, pooling]
-    return torch.stack([reference(plain, x) for x in pictures]).numpy()
+    plain, reference = Plain(folder, place=place), REFERENCES[name, pooling]
+    made = [reference(plain, x).float() for x in pictures]
+    return torch.stack(made).cpu().numpy()
