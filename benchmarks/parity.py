@@ -6,8 +6,8 @@
 The reference runs one input at a time, without padding: on the same device in the same
 dtype, and once more in fp32 on the CPU, which shows what the dtype itself costs. Ours
 runs in random batches. Seeded random weights of the real architectures, four times as
-large as they are made, so that nothing looks alike (low precision looks worse for it than
-in a trained model); the real MiniLM where it is installed.
+large as they are made, so that nothing looks alike (low precision looks worse for it
+than in a trained model); the real MiniLM where it is installed.
 """
 
 from __future__ import annotations
