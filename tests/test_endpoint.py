@@ -506,7 +506,8 @@ def test_it_works_where_an_event_loop_runs_already(numbers: EmbeddingServer) -> 
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
 from embedding_tasks.encoders import Runtime
 from embedding_tasks.encoders.endpoint import EndpointEncoder
 encoder = {"type": "openai", "model": "minilm", "url": sys.argv[1], "concurrency": 4,
@@ -523,22 +524,24 @@ made.encode([str(i) for i in range(50)])
 def test_ctrl_c_ends_it_at_once(numbers: EmbeddingServer, slow: dict[str, Any]) -> None:
     for name, value in slow.items():
         setattr(numbers, name, value)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, numbers.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    deadline = time.monotonic() + 20
-    while len(numbers.asked) < 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    print("ended after", time.monotonic() - began)
+    ) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            deadline = time.monotonic() + 20
+            while len(numbers.asked) < 4 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert time.monotonic() - began < 3
     assert "KeyboardInterrupt" in errors
     assert "pending" not in errors

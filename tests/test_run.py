@@ -37,9 +37,7 @@ def once(project: Project, store: Connection) -> EndState:
 def empty(store: Connection) -> None:
     store.execute(
         "DROP VIEW embeddings.messages; DROP TABLE embedline.vector_messages_v1;"
-        "TRUNCATE embedline.use_case, embedline.view, embedline.model_version,"
-        " embedline.run, embedline.source_cursor, embedline.ledger, embedline.record,"
-        " embedline.input, embedline.prediction, embedline.label"
+        "TRUNCATE embedline.use_case CASCADE"
     )
 
 

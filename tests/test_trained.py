@@ -110,6 +110,14 @@ def png(pixels: np.ndarray, mode: str = "L") -> bytes:
     return file.getvalue()
 
 
+def in_red(digits: Any) -> bytes:
+    grey = Image.open(io.BytesIO(png(digits.images[1])))
+    black = Image.new("L", grey.size)
+    file = io.BytesIO()
+    Image.merge("RGB", [grey, black, black]).save(file, "PNG")
+    return file.getvalue()
+
+
 def stored_vectors(store: Connection, name: str, version: int = 1) -> dict[str, Any]:
     rows = store.execute(
         sql.SQL("SELECT key, embedding::real[] FROM embedline.{} ORDER BY key").format(
@@ -528,10 +536,9 @@ def test_weights_come_from_the_store_on_a_machine_that_has_none(
 def test_images_of_any_kind_are_one_size_and_one_number_of_channels(
     digits: Callable[..., Project], db: Connection, store: Connection
 ) -> None:
-    digits_in_grey = datasets.load_digits().images
     project = digits(epochs=1, image_size=28)
     db.execute(
-        "UPDATE digits SET png = %s WHERE id = 1", [png(digits_in_grey[1], "RGB")]
+        "UPDATE digits SET png = %s WHERE id = 1", [in_red(datasets.load_digits())]
     )
     db.execute("UPDATE digits SET png = 'no image' WHERE id = 2")
     counts = project.run()
@@ -541,7 +548,7 @@ def test_images_of_any_kind_are_one_size_and_one_number_of_channels(
     dead = store.execute("SELECT key, error FROM embedline.ledger WHERE error <> ''")
     ((key, error),) = dead.fetchall()
     assert key == "2"
-    assert error.startswith("InputError: is no image")
+    assert error.startswith("InputError: no image, or of a format")
 
 
 def test_images_by_address_are_opened_where_they_lie(
