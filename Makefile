@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+ROWS ?= 200
 PORT ?= 8080
 export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format airflow psql clean clean-demo
+.PHONY: help install demo test parity bench-ner-memory check format airflow psql clean clean-demo
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +29,12 @@ demo: $(INSTALLED)  ## the main job on real tweets, through Airflow (DEMO_ROWS=a
 test: $(INSTALLED)  ## lint, types and tests
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest $(ARGS)
+
+parity: $(INSTALLED)  ## every recipe beside a plain forward of its reference (ROWS=200)
+	@$(BIN)/python -m benchmarks.parity --rows $(ROWS)
+
+bench-ner-memory: $(INSTALLED)  ## memory of an NER job, 1,000 to 100,000 sentences
+	@$(BIN)/python -m benchmarks.ner_memory
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -118,6 +118,14 @@ def lines(bench: Bench) -> Iterator[Line]:
     yield from of_layers(bench)
     yield from of_words(bench)
     yield from of_images(bench)
+    yield from of_detectors(bench)
+    if bench.minilm is not None and bench.dtype == "float32":
+        from benchmarks.parity_elsewhere import compared
+
+        for name, models, reference, ours, theirs in compared(
+            bench.folder, bench.minilm, bench.texts
+        ):
+            yield line(name, models, reference, [(ours, (theirs, theirs))])
 
 
 def of_texts(bench: Bench) -> Iterator[Line]:
@@ -214,6 +222,26 @@ def of_images(bench: Bench) -> Iterator[Line]:
             )
             pairs.append((mixed(ours, bench.pictures), plain))
         yield line(f"image, {pools}", ", ".join(names), "transformers", pairs)
+
+
+def of_detectors(bench: Bench) -> Iterator[Line]:
+    for pools in ("queries", "objects"):
+        pairs = []
+        for name in ("detr", "yolos"):
+            folder = bench.vision(name)
+            case: dict[str, Any] = {"pooling": "queries"}
+            if pools == "objects":
+                case = {"pooling": {"objects": 0.5}, "prediction": "head"}
+            ours = bench.encoder(folder, encoder={"type": "image"}, **case)
+            made = ours.encode(bench.pictures)
+            reference = getattr(image_references, f"of_{pools}")
+            pairs.append(
+                (
+                    made.vectors,
+                    bench.references(reference, folder, name, bench.pictures),
+                )
+            )
+        yield line(f"image, {pools}", "detr, yolos", "transformers", pairs)
 
 
 def of_all_words(

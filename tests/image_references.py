@@ -87,3 +87,32 @@ def of_pictures(
     plain, reference = Plain(folder, place=place), REFERENCES[name, pooling]
     made = [reference(plain, x).float() for x in pictures]
     return torch.stack(made).cpu().numpy()
+
+
+QUERIES = {"detr": 7, "yolos": 5}
+
+
+def of_queries(
+    folder: Path, name: str, pictures: list[bytes], place: Place = CPU
+) -> np.ndarray:
+    """(pictures, dims): the mean of a detector's object queries."""
+    plain = Plain(folder, transformers.AutoModelForObjectDetection, place)
+    made = [
+        plain(x).last_hidden_state[0, -QUERIES[name] :].float().mean(0)
+        for x in pictures
+    ]
+    return torch.stack(made).cpu().numpy()
+
+
+def of_objects(
+    folder: Path, name: str, pictures: list[bytes], place: Place = CPU
+) -> np.ndarray:
+    """(objects, dims): the query of each object with a score of at least a half."""
+    plain = Plain(folder, transformers.AutoModelForObjectDetection, place)
+    made = []
+    for picture in pictures:
+        output = plain(picture)
+        scores = output.logits[0].float().softmax(-1)[:, :-1].amax(-1)
+        queries = output.last_hidden_state[0, -QUERIES[name] :].float()
+        made.append(queries[scores >= 0.5])
+    return torch.cat(made).cpu().numpy()
