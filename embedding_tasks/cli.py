@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from threading import Event
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
-from embedding_tasks import __version__, settings, use_case
+from embedding_tasks import __version__, settings, terminal, use_case
 from embedding_tasks.errors import EmbedlineError
 from embedding_tasks.local import postgres
 from embedding_tasks.local.signals import interruptible
-from embedding_tasks.pipeline import Drained
-from embedding_tasks.training import Epoch
 from embedding_tasks.use_case import Window
 
 app = typer.Typer(
@@ -44,8 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+out, err = terminal.out, terminal.err
 
 Name = Annotated[str, typer.Argument(help="a use case: use_cases/NAME.yaml")]
 Key = Annotated[str, typer.Argument(help="a record's key")]
@@ -63,11 +47,6 @@ def main() -> None:
         text = f"[red]error:[/red] {escape(str(error))}"
         err.print(text, highlight=False, soft_wrap=True)
         sys.exit(1)
-
-
-def _say(text: str) -> None:
-    """A sentence: never broken, so that it can be searched and copied."""
-    out.print(text, highlight=False, soft_wrap=True)
 
 
 @app.callback()
@@ -102,8 +81,8 @@ def init() -> None:
         applied = migrate.apply(store)
         connection.warn_of_old_pgvector(store)
     for name in applied:
-        _say(f"applied sql/{name}")
-    _say(f"the store ({describe(conninfo)}) is up to date")
+        terminal.say(f"applied sql/{name}")
+    terminal.say(f"the store ({describe(conninfo)}) is up to date")
 
 
 @app.command()
@@ -128,7 +107,7 @@ def check(
             for further in checks.use_case(loaded, with_model=model):
                 good &= _show(further)
     if not paths:
-        _say(f"no use case in {settings.use_cases()}")
+        terminal.say(f"no use case in {settings.use_cases()}")
     if not good:
         raise typer.Exit(1)
 
@@ -176,13 +155,13 @@ def run(
     )
     with (
         interruptible() as stopped,
-        _bar() as bar,
+        terminal.bar() as bar,
     ):
         try:
             counts = run_all(
                 request,
-                _embedding(bar, name, stopped),
-                _training(bar, name, stopped),
+                terminal.embedding(bar, name, stopped),
+                terminal.training(bar, name, stopped),
             )
         except KeyboardInterrupt:
             err.print("stopped; what was finished is stored, the rest waits")
@@ -192,7 +171,7 @@ def run(
     facts = [f"{v} {k.replace('_', ' ')}" for k, v in _told(counts).items()]
     if version:
         facts.append(f"as model version {version}, beside the serving one")
-    _say(f"{head}: {', '.join(facts) or 'nothing to do'}")
+    terminal.say(f"{head}: {', '.join(facts) or 'nothing to do'}")
 
 
 @app.command()
@@ -209,9 +188,9 @@ def train(
 
     request = Request(use_case=use_case.find(name), external_id="", kind="cli")
     with request.open_store() as store:
-        with interruptible() as stopped, _bar() as bar:
+        with interruptible() as stopped, terminal.bar() as bar:
             try:
-                progress = _training(bar, name, stopped)
+                progress = terminal.training(bar, name, stopped)
                 counts = training.train(
                     store, request, retrain=retrain, progress=progress
                 )
@@ -220,12 +199,12 @@ def train(
                 raise typer.Exit(130) from None
         models = trained.models(store, request.use_case)
     if not models:
-        _say(f"{name}: none of its encoders is trained on its rows")
+        terminal.say(f"{name}: none of its encoders is trained on its rows")
         return
     rows = [{"feature": f, **_rounded(m)} for f, m in models.items()]
-    _print_table(rows, ["feature", "kind", "rows", *_TRAINED])
+    terminal.print_table(rows, ["feature", "kind", "rows", *_TRAINED])
     if not counts["trained"]:
-        _say("trained already; --retrain trains on the rows of today")
+        terminal.say("trained already; --retrain trains on the rows of today")
 
 
 _TRAINED = (
@@ -262,10 +241,10 @@ def status(
     if name and not rows:
         use_case.path_of(name)
     if as_json:
-        _print_json(rows)
+        terminal.print_json(rows)
         return
     if not rows:
-        _say(f"nothing has run yet: embedline run {name or 'NAME'}")
+        terminal.say(f"nothing has run yet: embedline run {name or 'NAME'}")
         return
     for row in rows:
         _print_status(row)
@@ -276,22 +255,22 @@ def _print_status(row: dict[str, Any]) -> None:
     if row["feature"] != use_case.ONE_FEATURE:
         name += f" {row['feature']}"
     head = f"{name}, model version {row['model_version']} ({row['state']})"
-    _say(f"[bold]{head}[/bold]: {row['coverage']:.2%} covered")
+    terminal.say(f"[bold]{head}[/bold]: {row['coverage']:.2%} covered")
     counts = ("wanted", "stored", "pending", "leased", "retrying", "dead", "skipped")
-    _say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
+    terminal.say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
     if row["oldest_pending_age"]:
-        _say(f"  oldest pending since {row['oldest_pending_age']}")
+        terminal.say(f"  oldest pending since {row['oldest_pending_age']}")
     for dead in row["dead_errors"]:
         told = f"{dead['records']} dead: {dead['error']}; e.g. key {dead['key']}"
-        _say(f"  [red]{escape(told)}[/red]")
+        terminal.say(f"  [red]{escape(told)}[/red]")
     for what in ("deletes", "labels"):
         if withheld := row[f"{what}_withheld"]:
-            _say(f"  [red]{withheld} {what} withheld by the delete guard[/red]")
+            terminal.say(f"  [red]{withheld} {what} withheld by the delete guard[/red]")
     last = f"last run {row['last_run_kind'] or ''} {row['last_run_state'] or 'never'}"
-    success = _plain(row["last_success"]) or "never"
-    _say(f"  {last}; last success {success}")
+    success = terminal.plain(row["last_success"]) or "never"
+    terminal.say(f"  {last}; last success {success}")
     if row["last_run_error"]:
-        _say(f"  [red]{escape(row['last_run_error'])}[/red]")
+        terminal.say(f"  [red]{escape(row['last_run_error'])}[/red]")
 
 
 @app.command()
@@ -319,7 +298,7 @@ def search(
         else:
             rows = searches.by_text(store, name, text, k, feature=feature)
     if as_json:
-        _print_json(rows)
+        terminal.print_json(rows)
         return
     for row in rows:
         row["distance"] = f"{row['distance']:.4f}"
@@ -327,7 +306,7 @@ def search(
     columns = ["key", "distance", "prediction", "score", "label", "data"]
     if any(row["text"] for row in rows):
         columns[1:1] = ["unit", "text"]
-    _print_table(rows, columns)
+    terminal.print_table(rows, columns)
 
 
 @app.command()
@@ -341,12 +320,12 @@ def explain(
     with open_store() as store:
         facts = statuses.explain(store, use_case.find(name), key, feature=feature)
     if as_json:
-        _print_json(facts)
+        terminal.print_json(facts)
         return
-    _say(f"{name} {key}: [bold]{escape(facts.pop('verdict'))}[/bold]")
+    terminal.say(f"{name} {key}: [bold]{escape(facts.pop('verdict'))}[/bold]")
     for fact, value in facts.items():
         if fact not in ("use_case", "key") and value not in (None, []):
-            _say(f"  {fact}: {escape(_plain(value))}")
+            terminal.say(f"  {fact}: {escape(terminal.plain(value))}")
 
 
 @app.command()
@@ -364,7 +343,7 @@ def retry(
     with open_store() as store:
         live = versions.live(store, versions.use_case_id(store, name))
         revived = sum(ledger.retry_dead(store, version) for version in live)
-    _say(f"{revived} records will be tried again")
+    terminal.say(f"{revived} records will be tried again")
 
 
 @app.command()
@@ -376,7 +355,7 @@ def promote(name: Name) -> None:
         stages.Request(use_case=use_case.find(name), external_id="", kind="cli")
     )
     for version in promoted:
-        _say(f"{name}: version {version.version} serves now")
+        terminal.say(f"{name}: version {version.version} serves now")
 
 
 @app.command(
@@ -396,84 +375,6 @@ def psql(context: typer.Context) -> None:
         env={**os.environ, **as_environment(connection.conninfo())},
     )
     raise typer.Exit(done.returncode)
-
-
-def _bar() -> Progress:
-    """In a terminal; elsewhere a line now and then is printed in its place."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-    )
-
-
-def _embedding(bar: Progress, name: str, stopped: Event) -> Callable[[Drained], None]:
-    title = f"embedding {name}"
-    task = bar.add_task(title, total=None, said="")
-
-    def show(drained: Drained) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        rate = f"{drained.embedded / max(drained.seconds, 1e-9):.0f}/s"
-        bar.update(task, total=drained.pending, completed=drained.embedded, said=rate)
-        if not err.is_terminal:
-            done = f"{drained.embedded} of {drained.pending}"
-            err.print(f"{title}: {done}, {rate}", highlight=False)
-
-    return show
-
-
-def _training(bar: Progress, name: str, stopped: Event) -> Callable[[Epoch], None]:
-    """Nothing is shown where there is nothing to train."""
-    tasks: dict[str, TaskID] = {}
-
-    def show(epoch: Epoch) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        title = f"training {name}"
-        if epoch.feature != use_case.ONE_FEATURE:
-            title += f" {epoch.feature}"
-        losses = ", ".join(f"{k} {v:.4g}" for k, v in epoch.losses.items())
-        if title not in tasks:
-            tasks[title] = bar.add_task(title, total=epoch.of, said="")
-        bar.update(tasks[title], completed=epoch.number, said=losses)
-        if not err.is_terminal:
-            done = f"epoch {epoch.number} of {epoch.of}"
-            err.print(f"{title}: {done}, {losses}", highlight=False)
-
-    return show
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
-
-
-def _print_table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_plain(row[c])) for c in columns))
-    out.print(table)
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bytes | memoryview):
-        return bytes(value).hex()[:16]
-    if isinstance(value, datetime):
-        return value.isoformat(sep=" ", timespec="seconds")
-    if isinstance(value, dict):
-        return ", ".join(f"{k}={_plain(v)}" for k, v in value.items() if v is not None)
-    if isinstance(value, list):
-        return "; ".join(map(_plain, value))
-    return str(value)
 
 
 @app.command()
@@ -500,10 +401,10 @@ def _reset(yes: bool) -> None:
     """The whole home goes, so say first what is in it."""
     home = settings.home()
     if not home.exists():
-        _say(f"{home} is not there: nothing to remove")
+        terminal.say(f"{home} is not there: nothing to remove")
         return
     databases = postgres.databases() if postgres.exists() else []
-    _say(f"this removes {home} with the databases {', '.join(databases)}")
+    terminal.say(f"this removes {home} with the databases {', '.join(databases)}")
     if not (yes or typer.confirm("go on?")):
         raise typer.Exit(1)
     if postgres.exists():
@@ -521,8 +422,8 @@ def airflow(
     with ExitStack() as stack:
         with out.status("starting Airflow"):
             server = stack.enter_context(running(port))
-        _say(f"Airflow: {server.url}  user {USER}  password {server.password}")
-        _say(f"logs in {server.home}; Ctrl-C stops it")
+        terminal.say(f"Airflow: {server.url}  user {USER}  password {server.password}")
+        terminal.say(f"logs in {server.home}; Ctrl-C stops it")
         with suppress(KeyboardInterrupt):  # the way it is meant to end
             signal.pause()
-        _say("stopping Airflow")
+        terminal.say("stopping Airflow")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psycopg
 
-from embedding_tasks import ledger, status, training
+from embedding_tasks import judgement, ledger, status, training
 from embedding_tasks.connections import (
     Connection,
     Resolve,
@@ -210,10 +210,12 @@ def publish_stage(request: Request) -> dict[str, Any]:
         use_case_id = versions.use_case_id(store, request.use_case.name)
         _finish_versions(store, request, use_case_id, run_id)
         for serving in (v for v in versions.live(store, use_case_id) if v.serves):
-            _judge(request.use_case, serving, _left(store, serving, run_id))
+            judgement.judge(
+                request.use_case, serving, judgement.left_of(store, serving, run_id)
+            )
         numbers = status.of(store, request.use_case.name)[0]
         if request.window is None:
-            _judge_withheld(request.use_case, numbers)
+            judgement.judge_withheld(request.use_case, numbers)
         counts = _close(store, run_id)
     log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
     return {**counts, "wanted": numbers["wanted"], "stored": numbers["stored"]}
@@ -261,13 +263,13 @@ def _finish_versions(
         finished = False
         refused: ThresholdError | None = None
         for candidate in versions.live(store, use_case_id):
-            left = _left(store, candidate, run_id)
+            left = judgement.left_of(store, candidate, run_id)
             if candidate.serves or left.pending:
                 continue
-            if not _is_within(request.use_case, left.deferred, left):
+            if not judgement.is_within(request.use_case, left.deferred, left):
                 continue
             try:
-                _judge(request.use_case, candidate, left)
+                judgement.judge(request.use_case, candidate, left)
             except ThresholdError as error:
                 refused = error
             else:
@@ -291,73 +293,15 @@ def promote(request: Request) -> list[ModelVersion]:
         versions.lock(store, use_case_id)
         live = versions.live(store, use_case_id)
         for ready in (v for v in live if v.state == "ready"):
-            left = _left(store, ready)
+            left = judgement.left_of(store, ready)
             if left.pending:
                 raise StoreError(
                     f"version {ready.version} has {left.pending} records waiting by "
                     "now; run the use case first"
                 )
-            _judge(request.use_case, ready, left)
+            judgement.judge(request.use_case, ready, left)
         return versions.promote(
             store, use_case_id, prediction_from_source=request.prediction_from_source
-        )
-
-
-@dataclass(frozen=True)
-class _Left:
-    """What of a model version is not done, in records: `pending`, which this run should
-    have done; `deferred`, because the source had moved on, which is the next one's."""
-
-    wanted: int
-    pending: int
-    deferred: int
-    dead: int
-
-
-def _left(store: Connection, version: ModelVersion, run_id: int | None = None) -> _Left:
-    """What was queued after the run's sync is another run's to do."""
-    row = store.execute(
-        "SELECT count(*) FILTER (WHERE want_hash IS NOT NULL),"
-        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND NOT deferred"
-        "    AND queued_at <= coalesce((SELECT synced_at FROM embedline.run"
-        "      WHERE id = %s), now())),"
-        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred),"
-        "  count(dead_at)"
-        " FROM embedline.ledger WHERE model_version = %s",
-        [run_id, version.id],
-    ).fetchone()
-    assert row is not None
-    return _Left(*row)
-
-
-def _is_within(use_case: UseCase, undone: int, left: _Left) -> bool:
-    allowed = use_case.thresholds
-    share = undone / max(1, left.wanted)
-    return undone <= allowed.undone_rows or share <= allowed.undone_share
-
-
-def _judge(use_case: UseCase, version: ModelVersion, left: _Left) -> None:
-    allowed = use_case.thresholds
-    undone = left.pending + left.dead
-    if not _is_within(use_case, undone, left):
-        raise ThresholdError(
-            f"{use_case.name}: {undone} of {left.wanted} records are not stored "
-            f"({left.pending} pending, {left.dead} dead) in model version "
-            f"{version.version} ({version.state}), more than "
-            f"thresholds.undone_rows={allowed.undone_rows} and "
-            f"undone_share={allowed.undone_share}; "
-            f"`embedline status {use_case.name}` shows the commonest errors"
-        )
-
-
-def _judge_withheld(use_case: UseCase, numbers: dict[str, Any]) -> None:
-    records, labels = numbers["deletes_withheld"], numbers["labels_withheld"]
-    if records or labels:
-        raise ThresholdError(
-            f"{use_case.name}: {records} stored records and {labels} labels are gone "
-            "from the source, more than source.delete_guard lets go unasked; "
-            "if that is right, run once with --allow-deletes (in Airflow: the "
-            "parameter allow_deletes)"
         )
 
 

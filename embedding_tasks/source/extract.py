@@ -25,8 +25,8 @@ from psycopg import sql
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError, SourceError
 from embedding_tasks.inputs import Form
+from embedding_tasks.source import expressions
 from embedding_tasks.source.relation import (
-    NUMBERS,
     TIMES,
     Relation,
     of_query,
@@ -37,12 +37,8 @@ from embedding_tasks.use_case import (
     Feature,
     LabelTable,
     PredictionColumn,
-    Template,
     UseCase,
 )
-
-# Arrays of words, or of their tags.
-WORDS = ("text[]", "character varying[]", "name[]")
 
 
 @dataclass(frozen=True)
@@ -127,14 +123,14 @@ class Extract:
             return sql.SQL("{} = ANY ({}::text[]::{}[])").format(
                 sql.Identifier(self.key_columns[0]),
                 sql.Literal(list(keys)),
-                _trusted(types[0]),
+                expressions.trusted(types[0]),
             )
         parts = zip(*(json.loads(key) for key in keys), strict=True)
         return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
             sql.SQL(", ").join(map(sql.Identifier, self.key_columns)),
             sql.SQL(", ").join(
                 sql.SQL("{}::text[]::{}[]").format(
-                    sql.Literal(list(column)), _trusted(type_)
+                    sql.Literal(list(column)), expressions.trusted(type_)
                 )
                 for column, type_ in zip(parts, types, strict=True)
             ),
@@ -169,7 +165,9 @@ def records(
         _refuse_unfit(relation, feature)
     followed = tuple({*form.columns} <= relation.columns.keys() for form in forms)
     hashes = [
-        _hash(_texts(relation, form.columns)) if known else sql.SQL("NULL::bytea")
+        expressions.digest(expressions.texts(relation, form.columns))
+        if known
+        else sql.SQL("NULL::bytea")
         for form, known in zip(forms, followed, strict=True)
     ]
     fields = {
@@ -178,7 +176,9 @@ def records(
     }
     if with_data:
         data = [
-            _data(relation, form, use_case) if known else sql.SQL("NULL::text")
+            expressions.data(relation, form, use_case)
+            if known
+            else sql.SQL("NULL::text")
             for form, known in zip(forms, followed, strict=True)
         ]
         fields["data"] = sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(data))
@@ -189,7 +189,7 @@ def records(
         relation=relation,
         strategy=_strategy(relation, source.strategy),
         key_columns=source.key,
-        key=_key(relation, source.key, "source.key"),
+        key=expressions.key(relation, source.key, "source.key"),
         fields=fields,
         where=_where(source.where),
         event_time=event_time,
@@ -209,10 +209,10 @@ def inputs(
         relation=relation,
         strategy="scan",
         key_columns=use_case.source.key,
-        key=_key(relation, use_case.source.key, "source.key"),
-        fields={"hash": _hash(_texts(relation, columns))},
+        key=expressions.key(relation, use_case.source.key, "source.key"),
+        fields={"hash": expressions.digest(expressions.texts(relation, columns))},
         where=_where(use_case.source.where),
-        inputs=tuple(_value(relation, name) for name in columns),
+        inputs=tuple(expressions.value(relation, name) for name in columns),
     )
 
 
@@ -220,14 +220,14 @@ def labels(connection: Connection, use_case: UseCase, label: LabelTable) -> Extr
     relation = of_table(connection, label.table, "label.table")
     column = relation.column(label.label, "label.label")
     unit = use_case.first_feature.unit
-    fields = {"label": _label(relation, label.label, "label.label", unit)}
+    fields = {"label": expressions.label(relation, label.label, "label.label", unit)}
     if label.time is not None:
-        fields["labeled_at"] = _moment(relation, label.time, "label.time")
+        fields["labeled_at"] = expressions.moment(relation, label.time, "label.time")
     return Extract(
         relation=relation,
         strategy=_strategy(relation, "auto"),
         key_columns=label.key,
-        key=_key(relation, label.key, "label.key"),
+        key=expressions.key(relation, label.key, "label.key"),
         fields=fields,
         where=sql.SQL("{} IS NOT NULL").format(column),
         definition={
@@ -242,20 +242,6 @@ def _relation(connection: Connection, use_case: UseCase) -> Relation:
     if source.table is not None:
         return of_table(connection, source.table, "source.table")
     return of_query(connection, source.query or "")
-
-
-def _texts(relation: Relation, columns: Sequence[str]) -> tuple[sql.Composable, ...]:
-    return tuple(_text(relation.column(name, "source.input")) for name in columns)
-
-
-def _value(relation: Relation, name: str) -> sql.Composable:
-    """An input as an encoder gets it: bytes, a list of words, or text."""
-    column = relation.column(name, "source.input")
-    if relation.columns[name] == "bytea":
-        return column
-    if relation.columns[name] in WORDS:
-        return sql.SQL("to_json({})").format(column)
-    return _text(column)
 
 
 def _refuse_unfit(relation: Relation, feature: Feature) -> None:
@@ -311,171 +297,52 @@ def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Compo
     source = use_case.source
     fields: dict[str, sql.Composable] = {}
     if source.event_time is not None:
-        fields["event_time"] = _moment(relation, source.event_time, "source.event_time")
+        fields["event_time"] = expressions.moment(
+            relation, source.event_time, "source.event_time"
+        )
     fields["environment"] = (
-        _text(relation.column(source.environment.column, "source.environment.column"))
+        expressions.text(
+            relation.column(source.environment.column, "source.environment.column")
+        )
         if isinstance(source.environment, Column)
         else sql.Literal(source.environment)
     )
     if source.link is not None:
-        fields["link"] = _text(relation.column(source.link, "source.link"))
+        fields["link"] = expressions.text(relation.column(source.link, "source.link"))
     if source.tags:
         pairs = [
             part
             for name in source.tags
-            for part in (sql.Literal(name), _tag(relation, name))
+            for part in (sql.Literal(name), expressions.tag(relation, name))
         ]
         fields["tags"] = sql.SQL("jsonb_build_object({})").format(
             sql.SQL(", ").join(pairs)
         )
     if isinstance(use_case.label, Column):
         first = use_case.first_feature
-        words = first.input[0] if relation.columns[first.input[0]] in WORDS else None
-        fields["label"] = _label(
+        words = (
+            first.input[0]
+            if relation.columns[first.input[0]] in expressions.WORDS
+            else None
+        )
+        fields["label"] = expressions.label(
             relation, use_case.label.column, "label.column", first.unit, words
         )
     if isinstance(use_case.prediction, PredictionColumn):
-        fields["prediction"] = _text(
+        fields["prediction"] = expressions.text(
             relation.column(use_case.prediction.column, "prediction.column")
         )
         if use_case.prediction.score is not None:
-            fields["score"] = _score(relation, use_case.prediction.score)
+            fields["score"] = expressions.score(relation, use_case.prediction.score)
     return fields
-
-
-# One value that cannot be taken as it is must not stop the reading of all others.
-def _moment(relation: Relation, name: str, field_name: str) -> sql.Composable:
-    """Null where Python has no such moment: infinity, or beyond the year 9999."""
-    return sql.SQL(
-        "CASE WHEN {0} BETWEEN '0001-01-02' AND '9999-12-30' THEN {0}::timestamptz END"
-    ).format(relation.typed(name, field_name, TIMES))
-
-
-def _score(relation: Relation, name: str) -> sql.Composable:
-    """Null where it is not finite, or a numeric too large for float8."""
-    return sql.SQL("CASE WHEN abs({0}) <= 1e308 THEN {0}::float8 END").format(
-        relation.typed(name, "prediction.score", NUMBERS)
-    )
-
-
-def _tag(relation: Relation, name: str) -> sql.Composable:
-    """A json column may hold the escape of NUL, which jsonb refuses."""
-    column = relation.column(name, "source.tags")
-    if relation.columns[name] != "json":
-        return column
-    return sql.SQL("replace({}::text, '\\u0000', '')::jsonb").format(column)
-
-
-def _label(
-    relation: Relation,
-    name: str,
-    field_name: str,
-    unit: str,
-    words: str | None = None,
-) -> sql.Composable:
-    """A label as text; of words or entities as JSON: what `embedline.label_rows`
-    takes apart."""
-    column = relation.column(name, field_name)
-    if unit in ("record", "object"):
-        return _text(column)
-    type_ = relation.columns[name]
-    if type_ not in (*WORDS, "json", "jsonb"):
-        raise SourceError(
-            f"{field_name}: column {name!r} is of type {type_!r}; valid where words "
-            "or entities have vectors: an array of tags, text[], or json with tags or "
-            'with [{"start": 0, "end": 6, "label": "person"}, …]'
-        )
-    if unit == "entity" and type_ in WORDS and words is None:
-        raise SourceError(
-            f"{field_name}: tags need the words they are given to beside them (the "
-            "input a text[] of the same table); valid else: json with the characters "
-            'of each entity, [{"start": 0, "end": 6, "label": "person"}, …]'
-        )
-    return sql.SQL(
-        "CASE WHEN {0} IS NOT NULL THEN replace(json_build_object('label', {0}, "
-        "'words', {1})::text, '\\u0000', '') END"
-    ).format(column, sql.Identifier(words) if words else sql.SQL("NULL::text[]"))
-
-
-def _text(column: sql.Composable) -> sql.Composable:
-    return sql.SQL("{}::text").format(column)
-
-
-def _key(
-    relation: Relation, columns: tuple[str, ...], field_name: str
-) -> sql.Composable:
-    parts = [_text(relation.column(name, field_name)) for name in columns]
-    arrays = [name for name in columns if relation.columns[name].endswith("[]")]
-    if arrays:
-        raise SourceError(
-            f"{field_name}: column {arrays[0]!r} is of type "
-            f"{relation.columns[arrays[0]]!r}; valid: columns of a scalar type"
-        )
-    if len(parts) == 1:
-        return parts[0]
-    return sql.SQL("CASE WHEN num_nulls({0}) = 0 THEN to_jsonb(ARRAY[{0}])::text END")\
-        .format(sql.SQL(", ").join(parts))  # fmt: skip
-
-
-def _hash(inputs: tuple[sql.Composable, ...]) -> sql.Composable:
-    """A row's text form tells NULL from the empty string and one column from two."""
-    columns = sql.SQL(", ").join(inputs)
-    return sql.SQL(
-        "CASE WHEN num_nonnulls({0}) > 0"
-        " THEN sha256(convert_to(ROW({0})::text, 'UTF8')) END"
-    ).format(columns)
-
-
-def _data(relation: Relation, form: Form, use_case: UseCase) -> sql.Composable:
-    """In SQL what `Form.kept` and `UseCase.kept` do in Python."""
-    keep = use_case.storage.data
-    values = {name: _readable(relation, name) for name in form.columns}
-    if keep == "none" or (
-        form.kind == "image" and relation.columns[form.columns[0]] == "bytea"
-    ):
-        return sql.SQL("NULL::text")
-    template = form.template
-    if template is None:
-        parts: list[sql.Composable] = [*values.values()]
-    elif template.each:
-        parts = [
-            sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(
-                value,
-                _said(template, {"column": sql.Literal(name), "value": value}),
-            )
-            for name, value in values.items()
-        ]
-    else:
-        parts = [_said(template, values)]
-    text = sql.SQL("concat_ws({}, {})").format(
-        sql.Literal(form.separator), sql.SQL(", ").join(parts)
-    )
-    return text if keep == "all" else sql.SQL("left({}, {})").format(text, keep)
-
-
-def _readable(relation: Relation, name: str) -> sql.Composable:
-    column = relation.column(name, "source.input")
-    if relation.columns[name] in WORDS:
-        return sql.SQL("array_to_string({}, ' ', '')").format(column)
-    return _text(column)
-
-
-def _said(template: Template, values: Mapping[str, sql.Composable]) -> sql.Composable:
-    pieces = [
-        piece
-        for literal, name in template.pieces
-        for piece in (
-            sql.Literal(literal),
-            sql.SQL("''") if name is None else values[name],
-        )
-    ]
-    return sql.SQL("concat({})").format(sql.SQL(", ").join(pieces))
 
 
 def _where(where: str | None) -> sql.Composable:
     # On its own line: a trailing comment must not swallow the bracket.
     return (
-        sql.SQL("true") if where is None else sql.SQL("({}\n)").format(_trusted(where))
+        sql.SQL("true")
+        if where is None
+        else sql.SQL("({}\n)").format(expressions.trusted(where))
     )
 
 
@@ -493,12 +360,6 @@ def _try_where(connection: Connection, relation: Relation, where: str) -> None:
         raise SourceError(
             f"source.where: {where!r}: {error.diag.message_primary}"
         ) from error
-
-
-def _trusted(text: str) -> sql.SQL:
-    """SQL that a use case's author wrote, or a type name the source itself printed.
-    It runs with the source role's rights, in a read-only transaction."""
-    return sql.SQL(text)
 
 
 def _strategy(relation: Relation, asked: str) -> Literal["snapshot", "scan"]:

@@ -1,0 +1,116 @@
+"""What the `embedline` command shows: sentences, tables, progress."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from threading import Event
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from embedding_tasks import use_case
+from embedding_tasks.pipeline import Drained
+from embedding_tasks.training import Epoch
+
+out = Console()
+err = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """A sentence: never broken, so that it can be searched and copied."""
+    out.print(text, highlight=False, soft_wrap=True)
+
+
+def bar() -> Progress:
+    """In a terminal; elsewhere a line now and then is printed in its place."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+
+
+def embedding(
+    progress: Progress, name: str, stopped: Event
+) -> Callable[[Drained], None]:
+    title = f"embedding {name}"
+    task = progress.add_task(title, total=None, said="")
+
+    def show(drained: Drained) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        rate = f"{drained.embedded / max(drained.seconds, 1e-9):.0f}/s"
+        progress.update(
+            task, total=drained.pending, completed=drained.embedded, said=rate
+        )
+        if not err.is_terminal:
+            done = f"{drained.embedded} of {drained.pending}"
+            err.print(f"{title}: {done}, {rate}", highlight=False)
+
+    return show
+
+
+def training(progress: Progress, name: str, stopped: Event) -> Callable[[Epoch], None]:
+    """Nothing is shown where there is nothing to train."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(epoch: Epoch) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        title = f"training {name}"
+        if epoch.feature != use_case.ONE_FEATURE:
+            title += f" {epoch.feature}"
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in epoch.losses.items())
+        if title not in tasks:
+            tasks[title] = progress.add_task(title, total=epoch.of, said="")
+        progress.update(tasks[title], completed=epoch.number, said=losses)
+        if not err.is_terminal:
+            done = f"epoch {epoch.number} of {epoch.of}"
+            err.print(f"{title}: {done}, {losses}", highlight=False)
+
+    return show
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, default=plain, ensure_ascii=False, indent=2))
+
+
+def print_table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(plain(row[c])) for c in columns))
+    out.print(table)
+
+
+def plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).hex()[:16]
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={plain(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list):
+        return "; ".join(map(plain, value))
+    return str(value)
