@@ -6,7 +6,7 @@ They come late, change often and never touch a vector.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import sql
 
@@ -24,12 +24,10 @@ from embedding_tasks.use_case import (
 log = logging.getLogger(__name__)
 
 
-def write_of_columns(
-    target: Target, use_case: UseCase, *, full: bool, withheld: bool
-) -> int:
-    """Predictions and labels as `compare_labels` found them; `full`: all records are
-    known, so what is of others can go, unless these records are `withheld`. Returns
-    of how many records the label changed."""
+def write(target: Target, use_case: UseCase, *, full: bool) -> int:
+    """Predictions, and labels as `compare_labels` and `find_withdrawn` found them;
+    `full`: all records are known, so predictions of others can go. Returns of how many
+    records a label came or changed."""
     if isinstance(use_case.prediction, PredictionColumn):
         _write_predictions(target)
     elif full:
@@ -43,16 +41,11 @@ def write_of_columns(
             "DELETE FROM embedline.source_cursor"
             " WHERE use_case = %(use_case)s AND relation = 'labels'"
         )
-    if use_case.label is None:
-        return (
-            target.execute("DELETE FROM embedline.label WHERE use_case = %(use_case)s")
-            if full
-            else 0
-        )
-    changed = _write_labels(target)
-    if isinstance(use_case.label, Column) and full and not withheld:
-        changed += _withdraw_labels(target, "seen")
-    return changed
+    target.execute(
+        "DELETE FROM embedline.label l USING withdrawn_label w"
+        " WHERE l.use_case = %(use_case)s AND l.key = w.key"
+    )
+    return _write_labels(target)
 
 
 def _write_predictions(target: Target) -> None:
@@ -81,7 +74,6 @@ def _write_predictions(target: Target) -> None:
 def compare_labels(target: Target, use_case: UseCase) -> None:
     """What the store does not yet say of labels that were read, in `label_delta`: rows
     to come, and rows to go (`label` null)."""
-    target.execute("CREATE TEMP TABLE withdrawn_label (key text) ON COMMIT DROP")
     staged = isinstance(use_case.label, LabelTable)
     if isinstance(use_case.label, Column):
         target.execute(
@@ -95,7 +87,7 @@ def compare_labels(target: Target, use_case: UseCase) -> None:
     ):
         target.execute(
             "CREATE TEMP TABLE label_delta (key text, unit int, span int4range,"
-            " label text, labeled_at timestamptz) ON COMMIT DROP"
+            " label text, labeled_at timestamptz, is_new boolean) ON COMMIT DROP"
         )
         return
     unit = use_case.first_feature.unit
@@ -106,11 +98,13 @@ def compare_labels(target: Target, use_case: UseCase) -> None:
         "  CROSS JOIN LATERAL ("
         "   SELECT 0 AS unit, NULL::int4range AS span, i.label WHERE NOT %(parts)s"
         "   UNION ALL SELECT * FROM embedline.label_rows("
-        "    CASE WHEN %(parts)s THEN i.label::jsonb END, %(entities)s)) r"
+        "    CASE WHEN %(parts)s THEN embedline.jsonb_or_null(i.label) END,"
+        "    %(entities)s)) r"
         "  WHERE r.label IS NOT NULL),"
         " known AS (SELECT l.* FROM embedline.label l JOIN incoming_label i USING (key)"
         "  WHERE l.use_case = %(use_case)s)"
-        " SELECT key, unit, g.span, g.label, g.labeled_at"
+        " SELECT key, unit, g.span, g.label, g.labeled_at,"
+        "  k.key IS NULL OR g.span IS DISTINCT FROM k.span AS is_new"
         " FROM given g FULL JOIN known k USING (key, unit)"
         " WHERE (g.span, g.label, g.labeled_at)"
         "  IS DISTINCT FROM (k.span, k.label, k.labeled_at)",
@@ -144,26 +138,24 @@ def keep_labelled(target: Target) -> None:
     let go here. A worker that holds such a record has read its old labels: it loses
     its lease."""
     changed = "SELECT key FROM label_delta UNION SELECT key FROM withdrawn_label"
-    for version in target.versions:
-        if not version.keeps_labelled:
-            continue
+    for version in target.keep_labelled:
         ids = {"version": version.id}
         target.execute(
             sql.SQL(
-                "UPDATE embedline.ledger l SET have_hash = CASE WHEN l.pending OR {}"
+                "UPDATE embedline.ledger l SET have_hash = CASE WHEN {lacks}"
                 "   THEN NULL ELSE have_hash END, lease_token = NULL,"
                 "  lease_holder = NULL, lease_until = NULL,"
                 "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END"
                 " WHERE l.model_version = %(version)s AND l.want_hash IS NOT NULL"
-                f"  AND l.key IN ({changed}) AND (l.pending OR {{}})"
-            ).format(*[_lacks_labelled(version)] * 2),
+                f"  AND l.key IN ({changed}) AND (l.pending OR {{lacks}})"
+            ).format(lacks=_lacks_labelled(version)),
             **ids,
         )
         gone = sql.SQL(
-            f"v.key IN ({changed}) AND NOT {{}} AND EXISTS ("
+            f"v.key IN ({changed}) AND NOT {{}} AND NOT EXISTS ("
             "  SELECT FROM embedline.prediction p WHERE p.use_case = %(use_case)s"
             "   AND p.key = v.key AND p.unit = v.unit AND p.model_version = %(version)s"
-            "   AND p.prediction = 'O')"
+            "   AND p.prediction <> 'O')"
         ).format(_is_labelled(version))
         target.execute(
             sql.SQL(
@@ -190,9 +182,9 @@ def _is_labelled(version: ModelVersion) -> sql.Composable:
 
 
 def _lacks_labelled(version: ModelVersion) -> sql.Composable:
-    """Of a ledger row `l`: is any labelled part of its record without a vector? The
-    words of a span are all there when their numbers have no gap and they reach from
-    its beginning to its end."""
+    """Of a ledger row `l`: is any newly labelled part of its record without a vector?
+    The words of a span are all there when their numbers have no gap and they reach
+    from its beginning to its end."""
     if version.unit == "entity":
         covered = "SELECT FROM {} v WHERE v.key = t.key AND v.span = t.span"
     else:
@@ -205,8 +197,8 @@ def _lacks_labelled(version: ModelVersion) -> sql.Composable:
             "   AND max(upper(v.span)) >= upper(t.span))"
         )
     return sql.SQL(
-        "EXISTS (SELECT FROM embedline.label t WHERE t.use_case = %(use_case)s"
-        f" AND t.key = l.key AND t.unit >= 0 AND NOT EXISTS ({covered}))"
+        "EXISTS (SELECT FROM label_delta t WHERE t.key = l.key AND t.unit >= 0"
+        f" AND t.label IS NOT NULL AND t.is_new AND NOT EXISTS ({covered}))"
     ).format(version.table)
 
 
@@ -230,32 +222,51 @@ def labelled(
     return found
 
 
-def withdraw_guarded(
-    target: Target, guard: DeleteGuard, allow_deletes: bool
+def find_withdrawn(
+    target: Target,
+    use_case: UseCase,
+    *,
+    full: bool,
+    withheld: bool,
+    window: bool,
+    allow_deletes: bool,
 ) -> tuple[int, int]:
-    """Labels withdrawn, and labels the guard keeps."""
-    known, gone = target.rows(
-        "SELECT count(*), count(*) FILTER (WHERE NOT EXISTS ("
-        "  SELECT FROM seen_label s WHERE s.key = l.key))"
-        " FROM embedline.label l WHERE l.use_case = %(use_case)s AND l.unit <= 0"
-    )[0]
-    if not allow_deletes and guard.forbids(gone, known):
-        log.warning("labels withheld rows=%d", gone)
-        return 0, gone
-    return _withdraw_labels(target, "seen_label"), 0
+    """Records whose label is gone, in `withdrawn_label`; `full`: all records have been
+    read; `withheld`: those that are gone are kept. Returns how many they are, and how
+    many labels of a table the guard keeps."""
+    target.execute(
+        'CREATE TEMP TABLE withdrawn_label (key text COLLATE "C") ON COMMIT DROP'
+    )
+    match use_case.label:
+        case LabelTable() if not window:
+            found = _withdraw(
+                target, "NOT EXISTS (SELECT FROM seen_label s WHERE s.key = l.key)"
+            )
+            return _guarded(target, use_case.source.delete_guard, found, allow_deletes)
+        case Column() if full and not withheld:
+            unseen = "NOT EXISTS (SELECT FROM seen s WHERE s.key = l.key)"
+            return _withdraw(target, unseen), 0
+        case None if full:
+            return _withdraw(target, "true"), 0
+        case _:
+            return 0, 0
 
 
-def _withdraw_labels(target: Target, seen: str) -> int:
-    target.execute(
-        sql.SQL(
-            "INSERT INTO withdrawn_label"
-            " SELECT DISTINCT key FROM embedline.label l"
-            " WHERE l.use_case = %(use_case)s"
-            " AND NOT EXISTS (SELECT FROM {} s WHERE s.key = l.key)"
-        ).format(sql.Identifier(seen))
+def _withdraw(target: Target, condition: LiteralString) -> int:
+    return target.execute(
+        "INSERT INTO withdrawn_label SELECT DISTINCT key FROM embedline.label l"
+        f" WHERE l.use_case = %(use_case)s AND {condition}"
     )
-    target.execute(
-        "DELETE FROM embedline.label l USING withdrawn_label w"
-        " WHERE l.use_case = %(use_case)s AND l.key = w.key"
+
+
+def _guarded(
+    target: Target, guard: DeleteGuard, found: int, allow_deletes: bool
+) -> tuple[int, int]:
+    known = target.value(
+        "SELECT count(DISTINCT key) FROM embedline.label WHERE use_case = %(use_case)s"
     )
-    return int(target.value("SELECT count(*) FROM withdrawn_label"))
+    if allow_deletes or not guard.forbids(found, known):
+        return found, 0
+    log.warning("labels withheld rows=%d", found)
+    target.execute("TRUNCATE withdrawn_label")
+    return 0, found

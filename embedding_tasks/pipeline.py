@@ -191,7 +191,8 @@ class Worker:
             except InputError as error:
                 inputs.append(None)
                 errors[position] = f"InputError: {error}"
-        if self.version.keeps_labelled:
+        is_labelled = self.version.unit == self.use_case.first_feature.unit
+        if self.version.keeps_labelled and is_labelled:
             labelled = facts.labelled(
                 self.store, self.version.use_case, [r.key for r in records]
             )

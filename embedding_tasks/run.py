@@ -118,7 +118,7 @@ def sync_stage(request: Request) -> dict[str, int]:
                 prediction_from_source=request.prediction_from_source,
             )
             synced = sync(
-                Target(store, use_case_id, live),
+                Target(store, use_case_id, live, use_case.first_feature.unit),
                 conninfo,
                 use_case,
                 window=request.window,

@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 from embedding_tasks import encoders
 from embedding_tasks.connections import Connection, Resolve
 from embedding_tasks.encoders import Encoder, Runtime
+from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.errors import SearchError
 from embedding_tasks.inputs import Sentence
 from embedding_tasks.store import versions
@@ -44,11 +45,22 @@ def by_text(
     version = versions.active(store, use_case, feature)
     query = _query(version, text)
     encoded = (encoder or encoder_of(version)).encode([query])
+    vector = _vector(encoded, version, text)
     return _nearest(
         store,
         "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s, %s)",
-        [use_case, Vector(encoded.vectors[0]).to_text(), k, version.feature],
+        [use_case, Vector(vector).to_text(), k, version.feature],
     )
+
+
+def _vector(encoded: Encoded, version: ModelVersion, text: str) -> Any:
+    """Of the whole text: of its words the mean, of its entities the one it is."""
+    vectors = encoded.vectors
+    if version.unit == "entity" and encoded.spans is not None:
+        vectors = vectors[(encoded.spans == (0, len(text))).all(axis=1)]
+    if not len(vectors):
+        raise SearchError(f"there is nothing to search by in {text!r}")
+    return vectors.mean(axis=0) if version.unit == "word" else vectors[0]
 
 
 def _query(version: ModelVersion, text: str) -> Any:

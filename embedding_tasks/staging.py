@@ -55,6 +55,16 @@ class Target:
     store: Connection
     use_case: int
     versions: list[ModelVersion]
+    labelled_unit: str = "record"
+
+    @property
+    def keep_labelled(self) -> list[ModelVersion]:
+        """Those of which a record's labelled parts have a vector, whatever else."""
+        return [
+            version
+            for version in self.versions
+            if version.keeps_labelled and version.unit == self.labelled_unit
+        ]
 
     def execute(
         self, statement: LiteralString | sql.SQL | sql.Composed, **more: Any
@@ -70,7 +80,7 @@ class Target:
 
     def _parameters(self, more: dict[str, Any]) -> dict[str, Any]:
         ids = [version.id for version in self.versions]
-        keep = [version.id for version in self.versions if version.keeps_labelled]
+        keep = [version.id for version in self.keep_labelled]
         return {
             "use_case": self.use_case,
             "versions": ids,

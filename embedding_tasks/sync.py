@@ -86,6 +86,14 @@ def sync(
         again = reembed and window is not None
         new, changed = _compare(target, records.followed, reembed=again)
         withheld = _find_vanished(target, use_case, window, allow_deletes)
+        withdrawn, labels_withheld = facts.find_withdrawn(
+            target,
+            use_case,
+            full=staged.full,
+            withheld=bool(withheld),
+            window=window is not None,
+            allow_deletes=allow_deletes,
+        )
         _lock(target)
         _enqueue(target, BACKFILL if window else SCHEDULED, reembed)
         if reembed and window is None:
@@ -94,16 +102,8 @@ def sync(
         _write_records(target)
         if refresh:
             _refresh_data(target)
-        labels = facts.write_of_columns(
-            target, use_case, full=staged.full, withheld=bool(withheld)
-        )
+        labels = facts.write(target, use_case, full=staged.full) + withdrawn
         deleted = _delete_vanished(target, use_case)
-        labels_withheld = 0
-        if isinstance(use_case.label, LabelTable) and window is None:
-            withdrawn, labels_withheld = facts.withdraw_guarded(
-                target, use_case.source.delete_guard, allow_deletes
-            )
-            labels += withdrawn
         facts.keep_labelled(target)
         if window is None:
             _remember_withheld(target, withheld, labels_withheld)
@@ -164,12 +164,13 @@ def _find_vanished(
     if window is not None:
         return 0
     found = target.execute(
-        "INSERT INTO vanished SELECT DISTINCT key FROM embedline.ledger l"
-        " WHERE l.model_version = ANY (%(versions)s)"
-        " AND NOT EXISTS (SELECT FROM seen s WHERE s.key = l.key)"
+        "INSERT INTO vanished SELECT key FROM ("
+        "  SELECT key FROM embedline.ledger WHERE model_version = ANY (%(versions)s)"
+        "  UNION SELECT key FROM embedline.record WHERE use_case = %(use_case)s) AS k"
+        " WHERE NOT EXISTS (SELECT FROM seen s WHERE s.key = k.key)"
     )
     known = target.value(
-        "SELECT count(*) FROM embedline.ledger WHERE model_version = %(first)s"
+        "SELECT count(*) FROM embedline.record WHERE use_case = %(use_case)s"
     )
     withheld = 0
     if not allow_deletes and use_case.source.delete_guard.forbids(found, known):
@@ -197,7 +198,8 @@ def _lock(target: Target) -> None:
         "   SELECT model_version, key FROM delta WHERE NOT is_new"
         "   UNION SELECT v.id, key FROM vanished"
         "     CROSS JOIN unnest(%(versions)s::int[]) AS v (id)"
-        "   UNION SELECT v.id, key FROM label_delta"
+        "   UNION SELECT v.id, key FROM (SELECT key FROM label_delta"
+        "     UNION SELECT key FROM withdrawn_label) AS relabelled"
         "     CROSS JOIN unnest(%(keep_labelled)s::int[]) AS v (id)"
         "  ) AS touched USING (model_version, key)"
         "  ORDER BY model_version, key FOR UPDATE OF l) AS locked"

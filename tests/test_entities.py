@@ -14,7 +14,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from embedding_tasks import pipeline, search
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
-from embedding_tasks.errors import SourceError
+from embedding_tasks.errors import SearchError, SourceError
 from tests.fix_models import Family
 from tests.fix_project import Project, sync, vector_versions
 from tests.test_token_encoder import TAGS
@@ -332,3 +332,144 @@ def test_a_word_can_be_searched_by_and_found_as_a_word(
     assert len(near) == 3
     assert all(row["text"] for row in near)
     assert search.by_text(store, "messages", "London", 2)[0]["text"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        r'[{"start": 0, "end": 3, "label": "\ud800"}]',
+        r'[{"start": 1e999999, "end": 3, "label": "x"}]',
+        r'[{"start": 0, "end": 3, "label": "\\u0000"}]',
+        r'[{"start": 0, "end": 3, "label": "\u0000"}]',
+        '{"start": 0}',
+    ],
+)
+def test_a_label_that_cannot_be_read_costs_no_other_record(
+    bad: str, tagged: Callable[..., Project], db: Connection, store: Connection
+) -> None:
+    project = tagged(
+        source={"input": "body"}, pooling={"keep": "all"}, label={"column": "j"}
+    )
+    db.execute("ALTER TABLE sentences ADD j json")
+    write(db, [(["aaa", "bbb"], []), (["ccc"], [])])
+    good = json.dumps([{"start": 0, "end": 3, "label": "x"}])
+    db.execute("UPDATE sentences SET j = %s WHERE id = 0", [good])
+    db.execute("UPDATE sentences SET j = %s::text::json WHERE id = 1", [bad])
+    project.run()
+    assert rows(store, "text, label", "key = '0'") == [("aaa", "B-x"), ("bbb", "O")]
+    assert len(rows(store, "text", "key = '1'")) == 1
+
+
+def test_a_word_may_look_like_an_escape(
+    tagged: Callable[..., Project], db: Connection, store: Connection
+) -> None:
+    project = tagged(pooling={"keep": "all"}, label={"column": "tags"})
+    write(db, [(["x", r"\u0000"], ["O", "B-person"])])
+    project.run()
+    assert rows(store, "text, label") == [("x", "O"), (r"\u0000", "B-person")]
+
+
+@pytest.mark.parametrize("pooling", ["words", "entities"])
+def test_without_a_head_a_withdrawn_label_takes_its_vector_along(
+    pooling: str, tagged: Callable[..., Project], db: Connection, store: Connection
+) -> None:
+    project = tagged(
+        source={"input": "body"},
+        prediction="none",
+        pooling=pooling,
+        label={"column": "spans"},
+    )
+    write(db, [(["aaa", "bbb"], [])])
+    spans = [{"start": 4 * n, "end": 4 * n + 3, "label": "x"} for n in range(2)]
+    db.execute("UPDATE sentences SET spans = %s", [Jsonb(spans)])
+    project.run()
+    assert rows(store, "text") == [("aaa",), ("bbb",)]
+    db.execute("UPDATE sentences SET spans = %s", [Jsonb(spans[:1])])
+    assert project.run().get("embedded", 0) == 0
+    assert rows(store, "text") == [("aaa",)]
+
+
+def test_labels_that_the_use_case_no_longer_names_take_their_vectors_along(
+    tagged: Callable[..., Project],
+    db: Connection,
+    store: Connection,
+    sentences: list[corpora.Tagged],
+) -> None:
+    project = tagged(pooling="words", label={"column": "tags"})
+    write(db, sentences[:20])
+    project.run()
+    project.use_case(label=None)
+    project.run()
+    assert not rows(store, "key", "prediction = 'O' OR label IS NOT NULL")
+
+
+def test_a_label_table_is_read_anew_when_words_take_the_place_of_records(
+    tagged: Callable[..., Project], db: Connection, store: Connection
+) -> None:
+    db.execute("CREATE TABLE marks (id bigint PRIMARY KEY, spans jsonb)")
+    project = tagged(
+        source={"input": "body"},
+        prediction="none",
+        label={"table": "marks", "key": "id", "label": "spans"},
+    )
+    write(db, [(["aaa", "bbb"], [])])
+    spans = [{"start": 4, "end": 7, "label": "x"}]
+    db.execute("INSERT INTO marks VALUES (0, %s)", [Jsonb(spans)])
+    project.run()
+    project.use_case(pooling={"keep": "all"})
+    project.run()
+    assert rows(store, "text, label") == [("aaa", "O"), ("bbb", "B-x")]
+
+
+@pytest.mark.parametrize("type_", ["varchar(20)[]", "wordlist", "char(3)[]"])
+def test_every_array_of_texts_is_one_of_words(
+    type_: str, tagged: Callable[..., Project], db: Connection, store: Connection
+) -> None:
+    db.execute("CREATE DOMAIN wordlist AS text[]")
+    db.execute(f"ALTER TABLE sentences ADD w {type_}")
+    project = tagged(source={"input": "w"}, pooling={"keep": "all"})
+    db.execute("INSERT INTO sentences (id, w) VALUES (0, '{aaa,bbb}')")
+    project.run()
+    assert rows(store, "text") == [("aaa",), ("bbb",)]
+
+
+def test_another_name_for_what_is_labelled_touches_no_vector(
+    tagged: Callable[..., Project], db: Connection, store: Connection
+) -> None:
+    project = tagged(
+        source={"input": "body"}, pooling="words", label={"column": "spans"}
+    )
+    write(db, [(["aaa", "bbb", "ccc"], [])])
+    for label in ("x", "y"):
+        span = {"start": 0, "end": 4, "label": label}  # the space, too
+        db.execute("UPDATE sentences SET spans = %s", [Jsonb([span])])
+        before = vector_versions(store) if label == "y" else set()
+        project.run()
+    assert vector_versions(store) == before
+    assert ("aaa", "B-y") in rows(store, "text, label")
+
+
+def test_words_beside_other_columns_are_refused(
+    tagged: Callable[..., Project], db: Connection
+) -> None:
+    project = tagged(source={"input": ["words", "body"]}, pooling={"keep": "all"})
+    with pytest.raises(SourceError, match="words are counted in one column"):
+        project.run()
+
+
+@pytest.mark.parametrize("pooling", ["words", "entities"])
+def test_a_search_is_by_the_whole_text(
+    pooling: str,
+    tagged: Callable[..., Project],
+    db: Connection,
+    store: Connection,
+    sentences: list[corpora.Tagged],
+) -> None:
+    project = tagged(pooling=pooling)
+    write(db, sentences[:30])
+    project.run()
+    text = " ".join(sentences[0][0][:4])
+    assert search.by_text(store, "messages", text, 3)
+    for nothing in ("", " "):
+        with pytest.raises(SearchError, match="nothing to search by"):
+            search.by_text(store, "messages", nothing)

@@ -227,3 +227,82 @@ def test_a_table_s_columns_become_a_prompt_by_a_template(
         ("A baker of 41 from Rome, 100 %",),
         ("A pilot of  from , 100 %",),
     ]
+
+
+def test_features_of_words_alone_have_no_wide_view(
+    project: Project, db: Connection, store: Connection
+) -> None:
+    db.execute("CREATE TABLE notes (id bigint PRIMARY KEY, body text)")
+    db.execute("INSERT INTO notes VALUES (1, 'one two')")
+    del project.raw["source"]["input"]
+    words = {"words": "first", "keep": "all"}
+    project.use_case(
+        source={"table": "notes", "event_time": None},
+        features={"w": {"input": "body", "pooling": words}},
+    )
+    project.run()
+    assert store.execute(
+        "SELECT count(*), to_regclass('embeddings.messages')"
+        " FROM embeddings.messages__w"
+    ).fetchone() == (2, None)
+
+
+def test_labels_are_those_of_the_first_feature(
+    project: Project, db: Connection, store: Connection
+) -> None:
+    db.execute("CREATE TABLE notes (id bigint PRIMARY KEY, body text, verdict text)")
+    db.execute("INSERT INTO notes VALUES (1, 'one two', 'spam')")
+    del project.raw["source"]["input"]
+    words = {"words": "first", "keep": "all"}
+    features = {
+        "doc": {"input": "body"},
+        "words": {"input": "body", "pooling": words},
+    }
+    project.use_case(
+        source={"table": "notes", "event_time": None},
+        features=features,
+        label={"column": "verdict"},
+    )
+    project.run()
+    labels = "SELECT label FROM embeddings."
+    assert store.execute(labels + "messages__doc").fetchall() == [("spam",)]
+    assert store.execute(labels + "messages__words").fetchall() == [(None,), (None,)]
+    assert store.execute(labels + "messages").fetchall() == [("spam",)]
+    features["words"]["pooling"] = "words"
+    project.raw["features"] = features
+    with pytest.raises(ConfigError, match="no word is classified"):
+        project.use_case()
+
+
+def test_records_that_vanish_while_features_are_renamed_leave_nothing_behind(
+    articles: Project, db: Connection, store: Connection
+) -> None:
+    articles.run()
+    articles.raw["features"] = {"text": {"input": "document"}}
+    articles.use_case()
+    db.execute("DELETE FROM articles WHERE id = 1")
+    articles.run()
+    for table in ("record", "prediction", "input", "ledger", "vector_messages_v1"):
+        found = store.execute(f"SELECT count(*) FROM embedline.{table} WHERE key = '1'")
+        assert found.fetchone() == (0,), table
+
+
+def test_rights_on_columns_that_are_gone_do_not_hold_up_a_sync(
+    project: Project, store: Connection, write_messages: Callable[..., None]
+) -> None:
+    write_messages(range(3))
+    project.run()
+    store.execute("GRANT SELECT (key, embedding) ON embeddings.messages TO PUBLIC")
+    del project.raw["source"]["input"]
+    project.use_case(features={"text": {"input": "body"}})
+    project.run()
+    rights = store.execute(
+        "SELECT column_name FROM information_schema.column_privileges"
+        " WHERE grantee = 'PUBLIC' AND table_name = 'messages'"
+    ).fetchall()
+    assert rights == [("key",)]
+
+
+def test_a_template_has_no_formats(project: Project) -> None:
+    with pytest.raises(ConfigError, match="has a format; valid"):
+        project.use_case(source={"template": "{body:>10}"})

@@ -674,3 +674,21 @@ def test_old_transaction_ids_are_compared_in_a_circle(
         assert seen(now - 100) == 3
         assert seen(2**32 + now) == 0  # the next epoch, same place
         assert seen(2**32 - 5) == 3  # just before the wrap: ours come after it
+
+
+def test_a_record_may_have_more_columns_than_a_function_takes(
+    project: Project, db: Connection, store: Connection
+) -> None:
+    names = [f"c{n}" for n in range(120)]
+    db.execute(
+        f"CREATE TABLE wide (id int PRIMARY KEY, {', '.join(f'{n} int' for n in names)})"
+    )
+    db.execute("INSERT INTO wide (id, c0, c119) VALUES (1, 5, 6), (2, NULL, NULL)")
+    project.use_case(source={"table": "wide", "input": names, "event_time": None})
+    project.run()
+    data = "SELECT data FROM embeddings.messages"
+    assert store.execute(data).fetchall() == [("5\n6",)]
+    for kept in ("none", "all"):
+        project.use_case(storage={"data": kept})
+        project.run()
+    assert store.execute(data).fetchall() == [("5\n6",)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -347,3 +348,29 @@ def test_the_fingerprint_follows_what_shapes_the_vectors_and_nothing_else(
     prints = {recipe_of(case).fingerprint for case in others}
     assert len(prints) == len(others)
     assert base not in prints
+
+
+def test_the_first_release_s_fingerprints_still_hold() -> None:
+    """What could be said then, and is said now, names the same vectors."""
+    then = {
+        "encoder": {"dtype": "float32", "max_length": None},
+        "head": True,
+        "input": ["body"],
+        "layers": "last",
+        "normalize": False,
+        "pooling": "cls",
+        "recipe": 1,
+        "separator": "\n",
+        "storage": "vector",
+        "weights": "abc",
+    }
+    now = {
+        **then,
+        "template": None,
+        "encoder": {
+            **{"type": "text", "model": "m", "revision": "main"},
+            **{"dtype": "float32", "max_length": None},
+        },
+    }
+    wanted = hashlib.sha256(json.dumps(then, sort_keys=True).encode()).hexdigest()
+    assert recipe._fingerprint(now) == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from psycopg import sql
@@ -11,8 +12,11 @@ from embedding_tasks.inputs import Form
 from embedding_tasks.source.relation import NUMBERS, TIMES, Relation
 from embedding_tasks.use_case import Template, UseCase
 
-# Arrays of words, or of their tags.
-WORDS = ("text[]", "character varying[]", "name[]")
+
+def is_words(type_: str) -> bool:
+    """An array of words, or of their tags."""
+    plain = re.sub(r"\(\d+\)", "", type_)
+    return plain in ("text[]", "character varying[]", "character[]", "name[]")
 
 
 def texts(relation: Relation, columns: Sequence[str]) -> tuple[sql.Composable, ...]:
@@ -24,7 +28,7 @@ def value(relation: Relation, name: str) -> sql.Composable:
     column = relation.column(name, "source.input")
     if relation.columns[name] == "bytea":
         return column
-    if relation.columns[name] in WORDS:
+    if is_words(relation.columns[name]):
         return sql.SQL("to_json({})").format(column)
     return text(column)
 
@@ -45,11 +49,14 @@ def score(relation: Relation, name: str) -> sql.Composable:
 
 
 def tag(relation: Relation, name: str) -> sql.Composable:
-    """A json column may hold the escape of NUL, which jsonb refuses."""
+    """A json column may hold the escape of NUL, which jsonb refuses; a backslash that
+    is escaped itself makes it none."""
     column = relation.column(name, "source.tags")
     if relation.columns[name] != "json":
         return column
-    return sql.SQL("replace({}::text, '\\u0000', '')::jsonb").format(column)
+    return sql.SQL(
+        r"regexp_replace({}::text, '(?<!\\)((?:\\\\)*)\\u0000', '\1', 'g')::jsonb"
+    ).format(column)
 
 
 def label(
@@ -65,21 +72,21 @@ def label(
     if unit in ("record", "object"):
         return text(column)
     type_ = relation.columns[name]
-    if type_ not in (*WORDS, "json", "jsonb"):
+    if not is_words(type_) and type_ not in ("json", "jsonb"):
         raise SourceError(
             f"{field_name}: column {name!r} is of type {type_!r}; valid where words "
             "or entities have vectors: an array of tags, text[], or json with tags or "
             'with [{"start": 0, "end": 6, "label": "person"}, …]'
         )
-    if unit == "entity" and type_ in WORDS and words is None:
+    if unit == "entity" and is_words(type_) and words is None:
         raise SourceError(
             f"{field_name}: tags need the words they are given to beside them (the "
             "input a text[] of the same table); valid else: json with the characters "
             'of each entity, [{"start": 0, "end": 6, "label": "person"}, …]'
         )
     return sql.SQL(
-        "CASE WHEN {0} IS NOT NULL THEN replace(json_build_object('label', {0}, "
-        "'words', {1})::text, '\\u0000', '') END"
+        "CASE WHEN {0} IS NOT NULL"
+        " THEN json_build_object('label', {0}, 'words', {1})::text END"
     ).format(column, sql.Identifier(words) if words else sql.SQL("NULL::text[]"))
 
 
@@ -107,7 +114,7 @@ def digest(inputs: tuple[sql.Composable, ...]) -> sql.Composable:
     """A row's text form tells NULL from the empty string and one column from two."""
     columns = sql.SQL(", ").join(inputs)
     return sql.SQL(
-        "CASE WHEN num_nonnulls({0}) > 0"
+        "CASE WHEN num_nonnulls(VARIADIC ARRAY[{0}]) > 0"
         " THEN sha256(convert_to(ROW({0})::text, 'UTF8')) END"
     ).format(columns)
 
@@ -133,15 +140,15 @@ def data(relation: Relation, form: Form, use_case: UseCase) -> sql.Composable:
         ]
     else:
         parts = [_said(template, values)]
-    text = sql.SQL("concat_ws({}, {})").format(
-        sql.Literal(form.separator), sql.SQL(", ").join(parts)
+    joined = sql.SQL("array_to_string(ARRAY[{}], {})").format(
+        sql.SQL(", ").join(parts), sql.Literal(form.separator)
     )
-    return text if keep == "all" else sql.SQL("left({}, {})").format(text, keep)
+    return joined if keep == "all" else sql.SQL("left({}, {})").format(joined, keep)
 
 
 def _readable(relation: Relation, name: str) -> sql.Composable:
     column = relation.column(name, "source.input")
-    if relation.columns[name] in WORDS:
+    if is_words(relation.columns[name]):
         return sql.SQL("array_to_string({}, ' ', '')").format(column)
     return text(column)
 
@@ -155,7 +162,7 @@ def _said(template: Template, values: Mapping[str, sql.Composable]) -> sql.Compo
             sql.SQL("''") if name is None else values[name],
         )
     ]
-    return sql.SQL("concat({})").format(sql.SQL(", ").join(pieces))
+    return sql.SQL("array_to_string(ARRAY[{}], '')").format(sql.SQL(", ").join(pieces))
 
 
 def trusted(text: str) -> sql.SQL:

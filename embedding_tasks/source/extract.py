@@ -26,6 +26,7 @@ from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError, SourceError
 from embedding_tasks.inputs import Form
 from embedding_tasks.source import expressions
+from embedding_tasks.source.expressions import is_words
 from embedding_tasks.source.relation import (
     TIMES,
     Relation,
@@ -233,6 +234,7 @@ def labels(connection: Connection, use_case: UseCase, label: LabelTable) -> Extr
         definition={
             "relation": relation.identity,
             "label": label.model_dump(mode="json"),
+            "labelled": unit,
         },
     )
 
@@ -246,6 +248,17 @@ def _relation(connection: Connection, use_case: UseCase) -> Relation:
 
 def _refuse_unfit(relation: Relation, feature: Feature) -> None:
     """What an encoder cannot read is known by the column's type."""
+    types = [relation.columns.get(name, "") for name in feature.input]
+    by_unit = feature.unit in ("word", "entity")
+    if by_unit and len(types) > 1 and any(t.endswith("[]") for t in types):
+        raise SourceError(
+            "source.input: words are counted in one column; valid: the array alone"
+        )
+    if by_unit and types[0].endswith("[]") and not is_words(types[0]):
+        raise SourceError(
+            f"source.input: column {feature.input[0]!r} is of type {types[0]!r}; valid "
+            "for words: text[], or a text"
+        )
     for name in feature.input:
         relation.column(name, "source.input")
         type_ = relation.columns[name]
@@ -320,11 +333,7 @@ def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Compo
         )
     if isinstance(use_case.label, Column):
         first = use_case.first_feature
-        words = (
-            first.input[0]
-            if relation.columns[first.input[0]] in expressions.WORDS
-            else None
-        )
+        words = first.input[0] if is_words(relation.columns[first.input[0]]) else None
         fields["label"] = expressions.label(
             relation, use_case.label.column, "label.column", first.unit, words
         )

@@ -117,14 +117,16 @@ def _columns(connection: Connection, oid: int) -> list[list[Any]]:
     """Name, type, number, and what else decides how a stored value reads: the labels
     of an enum, the expression of a generated column."""
     rows = connection.execute(
-        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnum,"
+        "SELECT a.attname, CASE y.typtype WHEN 'd'"
+        "   THEN format_type(y.typbasetype, y.typtypmod)"
+        "   ELSE format_type(a.atttypid, a.atttypmod) END, a.attnum,"
         "  (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder)"
         "   FROM pg_enum e, pg_type t WHERE t.oid = a.atttypid"
         "     AND e.enumtypid IN (t.oid, t.typelem, t.typbasetype)),"
         "  (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d"
         "   WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum"
         "     AND a.attgenerated <> '')"
-        " FROM pg_attribute a"
+        " FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid"
         " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped"
         " ORDER BY a.attnum",
         [oid],

@@ -128,7 +128,14 @@ def _run(connection: Connection, name: str, text: str, applied: str | None) -> b
             f"sql/{name} was changed after it was applied to this store; "
             "restore it and put the change into a new migration"
         )
-    connection.execute(sql.SQL(text))  # our own files
+    try:
+        connection.execute(sql.SQL(text))  # our own files
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise StoreError(
+            f"sql/{name} makes functions or views anew, but "
+            f"{error.diag.message_detail}; drop what depends on them and make it again "
+            "afterwards"
+        ) from error
     connection.execute(
         "INSERT INTO embedline.migration (name, digest) VALUES (%s, %s)"
         " ON CONFLICT (name) DO UPDATE"

@@ -155,9 +155,13 @@ def ensure(
     """The live versions, with one for each feature's recipe among them. The first
     version of a feature serves at once; a later one is built beside it, starting from
     the serving version's ledger. Call with the use case open."""
+    first = next(iter(recipes.values()))
+    labelled_unit = "record" if first.unit == "object" else first.unit
     store.execute(
-        "UPDATE embedline.use_case SET features = %s WHERE id = %s AND features <> %s",
-        [[*recipes], use_case, [*recipes]],
+        "UPDATE embedline.use_case"
+        " SET features = %(features)s, labelled_unit = %(unit)s"
+        " WHERE id = %(id)s AND (features, labelled_unit) <> (%(features)s, %(unit)s)",
+        {"id": use_case, "features": [*recipes], "unit": labelled_unit},
     )
     versions = live(store, use_case)
     for undeclared in (v for v in versions if v.feature not in recipes):

@@ -347,6 +347,10 @@ class Template:
             ]
         except ValueError as error:
             raise ValueError(f"template: {text!r}: {error}") from None
+        if any(spec or conversion for *_, spec, conversion in Formatter().parse(text)):
+            raise ValueError(
+                f"template: {text!r} has a format; valid: {{column}} alone"
+            )
         names = [name for _, name in self.pieces if name is not None]
         self.each = {*names} == {"column", "value"} and "column" not in columns
         unknown = [n for n in names if n not in columns and not self.each]

@@ -193,7 +193,8 @@ class UseCase(Part):
 
     def _has_something_to_keep(self, name: str, feature: Feature) -> None:
         where = f"features.{name}." if self.features else ""
-        label_or_head = feature.head or self.label is not None
+        is_labelled = self.label and feature.unit == self.first_feature.unit
+        label_or_head = feature.head or is_labelled
         if feature.unit == "entity" and not label_or_head:
             raise ValueError(
                 f"{where}pooling: 'entities' come from `prediction: head` or from a "

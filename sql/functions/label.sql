@@ -8,6 +8,18 @@ AS $$
         OR regexp_replace(previous, '^[BIES]-', '') <> regexp_replace(tag, '^[BIES]-', '')
 $$;
 
+-- Null where a text is no JSON, or none that jsonb takes (a NUL, half a character).
+CREATE OR REPLACE FUNCTION embedline.jsonb_or_null(value text)
+RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT
+AS $$
+BEGIN
+    RETURN value::jsonb;
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END
+$$;
+
 -- The label of a record whose words or entities are labelled, in rows. `value` has the
 -- source's `label`, an array of tags or of {start, end, label} (characters from 0, the
 -- end excluded), and its `words` where it gives them. Unit -1 says that the record is
@@ -41,9 +53,11 @@ AS $$
     SELECT min(place), int4range(min(start), max(start + length(word))), min(kind)
       FROM chunk WHERE entities GROUP BY chunk HAVING count(word) = count(*)
     UNION ALL
-    SELECT place, int4range((item ->> 'start')::int, (item ->> 'end')::int), item ->> 'label'
+    SELECT place, int4range((item ->> 'start')::int, (item ->> 'end')::int),
+           regexp_replace(item ->> 'label', '^[BIES]-', '')
       FROM item
-     WHERE jsonb_typeof(item) = 'object' AND item ->> 'label' IS NOT NULL
+     WHERE jsonb_typeof(item) = 'object'
+       AND regexp_replace(item ->> 'label', '^[BIES]-', '') NOT IN ('', 'O')
        AND CASE WHEN (item ->> 'start') ~ '^\d{1,9}$' AND (item ->> 'end') ~ '^\d{1,9}$'
                 THEN (item ->> 'start')::int < (item ->> 'end')::int END
 $$;

@@ -10,13 +10,16 @@ RETURN CASE WHEN lower(span) > characters THEN '…' ELSE '' END
 COMMENT ON FUNCTION embeddings.context(text, int4range, int) IS
     'The characters of a span in brackets, and so many characters of its text on either side';
 
--- The label of each vector, as a lateral join over `v`.
+-- The label of each vector, as a lateral join over `v`. Labels are those of the first
+-- feature's parts of a record: another part has none.
 CREATE OR REPLACE FUNCTION embedline.label_of_unit(version embedline.model_version)
 RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE version.unit
+    SELECT CASE WHEN u.labelled_unit <> replace(version.unit, 'object', 'record')
+    THEN 'LEFT JOIN (SELECT NULL::text AS label) l ON true'
+    ELSE CASE version.unit
     -- The number of a word, else any labelled span it lies in, of which it is the
     -- beginning when no word before it does.
     WHEN 'word' THEN format(
@@ -36,7 +39,8 @@ AS $$
              ORDER BY l.unit = -1, l.unit LIMIT 1) l ON true', version.use_case)
     ELSE format(
         'LEFT JOIN embedline.label l ON l.use_case = %s AND l.key = v.key AND l.unit = 0', version.use_case)
-    END
+    END END
+      FROM embedline.use_case u WHERE u.id = version.use_case
 $$;
 
 -- One feature's vectors, each with its record, prediction and label.
@@ -61,8 +65,10 @@ AS $$
         version.version, version.table_name, version.use_case, version.id,
         CASE WHEN from_source THEN 0 ELSE version.id END,
         CASE WHEN version.unit IN ('word', 'entity') THEN ',
-                nullif(substr(i.data, lower(v.span) + 1, upper(v.span) - lower(v.span)), '''') AS text,
-                embeddings.context(i.data, v.span) AS context'
+                CASE WHEN upper(v.span) <= length(i.data)
+                     THEN substr(i.data, lower(v.span) + 1, upper(v.span) - lower(v.span)) END AS text,
+                CASE WHEN upper(v.span) <= length(i.data)
+                     THEN embeddings.context(i.data, v.span) END AS context'
              WHEN version.unit = 'object' THEN ', v.box'
              WHEN version.spec #>> '{encoder,type}' = 'words' THEN ', i.unknown_words'
              ELSE '' END,
@@ -76,12 +82,13 @@ RETURNS text
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format(
+    -- none where no feature is of whole records
+    SELECT CASE WHEN count(*) > 0 THEN format(
         'SELECT r.key, %1$s, r.link, r.tags, p.prediction, p.score, l.label, r.event_time, r.environment
          FROM embedline.record r %2$s
          LEFT JOIN embedline.prediction p ON p.use_case = r.use_case AND p.key = r.key AND p.unit = 0
                AND p.model_version = %3$s
-         LEFT JOIN embedline.label l ON l.use_case = r.use_case AND l.key = r.key AND l.unit = 0
+         LEFT JOIN embedline.label l ON l.use_case = r.use_case AND l.key = r.key AND l.unit = 0 AND %6$s
          WHERE r.use_case = %4$s AND (%5$s)',
         string_agg(format('v%1$s.embedding AS %2$I, i%1$s.data AS %3$I',
                           n, feature || '_embedding', feature || '_data'), ', ' ORDER BY n),
@@ -90,8 +97,9 @@ AS $$
                           n, table_name, id), ' ' ORDER BY n),
         CASE WHEN from_source THEN 0 ELSE min(id) FILTER (WHERE n = 1) END,
         use_case_id,
-        string_agg(format('v%s.key IS NOT NULL', n), ' OR ' ORDER BY n))
-      FROM (SELECT m.*, row_number() OVER (ORDER BY array_position(u.features, m.feature)) AS n
+        string_agg(format('v%s.key IS NOT NULL', n), ' OR ' ORDER BY n),
+        bool_and(labelled_unit = 'record')::text) END
+      FROM (SELECT m.*, u.labelled_unit, row_number() OVER (ORDER BY array_position(u.features, m.feature)) AS n
               FROM embedline.use_case u JOIN embedline.model_version m ON m.use_case = u.id
              WHERE u.id = use_case_id AND m.state = 'active' AND m.feature = ANY (u.features)
                AND m.unit = 'record') AS f
@@ -209,7 +217,11 @@ EXCEPTION WHEN invalid_table_definition OR datatype_mismatch THEN
     EXECUTE format('DROP VIEW embeddings.%I', name);
     EXECUTE format('CREATE VIEW embeddings.%I AS %s', name, query);
     FOREACH statement IN ARRAY coalesce(remade, '{}') LOOP
-        EXECUTE statement;
+        BEGIN
+            EXECUTE statement;
+        EXCEPTION WHEN undefined_column THEN
+            NULL;  -- a right on a column that the view no longer has
+        END;
     END LOOP;
 END
 $$;

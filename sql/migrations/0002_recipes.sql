@@ -17,6 +17,14 @@ CREATE UNIQUE INDEX model_version_one_active ON embedline.model_version (use_cas
 CREATE UNIQUE INDEX model_version_one_building ON embedline.model_version (use_case, feature)
     WHERE state IN ('building', 'ready');
 
+UPDATE embedline.model_version
+    SET spec = jsonb_set(spec, '{encoder,type}', '"text"') || '{"template": null}';
+ALTER TABLE embedline.use_case
+    ADD labelled_unit text NOT NULL DEFAULT 'record'
+        CHECK (labelled_unit IN ('record', 'word', 'entity'));
+COMMENT ON COLUMN embedline.use_case.labelled_unit IS
+    'what a label belongs to: what the vectors of the first feature stand for';
+
 -- The views in the schema `embeddings`, each with the text it was made of.
 CREATE TABLE embedline.view (
     name       text PRIMARY KEY,
