@@ -680,9 +680,8 @@ def test_a_record_may_have_more_columns_than_a_function_takes(
     project: Project, db: Connection, store: Connection
 ) -> None:
     names = [f"c{n}" for n in range(120)]
-    db.execute(
-        f"CREATE TABLE wide (id int PRIMARY KEY, {', '.join(f'{n} int' for n in names)})"
-    )
+    columns = ", ".join(f"{name} int" for name in names)
+    db.execute(f"CREATE TABLE wide (id int PRIMARY KEY, {columns})")
     db.execute("INSERT INTO wide (id, c0, c119) VALUES (1, 5, 6), (2, NULL, NULL)")
     project.use_case(source={"table": "wide", "input": names, "event_time": None})
     project.run()
