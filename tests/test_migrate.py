@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,43 +92,43 @@ def test_pgvector_may_live_in_any_schema(make_database: Callable[..., str]) -> N
             store.execute("SELECT * FROM embeddings.nearest('x', '[1]')")
 
 
-def test_a_store_of_the_first_release_goes_on(
-    make_database: Callable[..., str],
-) -> None:
+@pytest.fixture
+def first_release(make_database: Callable[..., str]) -> Iterator[Connection]:
+    """A store as the first release made it, but for its functions and views."""
+    name = "migrations/0001_machine_room.sql"
     with connect(make_database(), role="store") as store:
         with store.transaction():
             migrate._prepare(store)
-            text = (migrate.FOLDER / "migrations" / "0001_machine_room.sql").read_text()
-            migrate._run(store, "migrations/0001_machine_room.sql", text, None)
-        store.execute("INSERT INTO embedline.use_case (name) VALUES ('old')")
-        store.execute(
-            "INSERT INTO embedline.model_version (use_case, version, fingerprint, spec,"
-            "  dims, storage, distance, table_name, state)"
-            " SELECT id, 1, 'f', '{\"encoder\": {\"model\": \"m\"}}', 3, 'vector',"
-            "  'cosine', 'vector_old_v1', 'active' FROM embedline.use_case"
-        )
-        store.execute("CREATE TABLE embedline.vector_old_v1 (key text)")
-        assert "migrations/0002_recipes.sql" in migrate.apply(store)
-        row = store.execute(
-            "SELECT spec, feature, unit FROM embedline.model_version"
-        ).fetchone()
-        spec = {"encoder": {"model": "m", "type": "text"}, "template": None}
-        assert row == (spec, "embedding", "record")
-        store.execute("SELECT box FROM embedline.vector_old_v1")
+            migrate._run(store, name, (migrate.FOLDER / name).read_text(), None)
+        yield store
+
+
+def test_a_store_of_the_first_release_goes_on(first_release: Connection) -> None:
+    store = first_release
+    store.execute("INSERT INTO embedline.use_case (name) VALUES ('old')")
+    store.execute(
+        "INSERT INTO embedline.model_version (use_case, version, fingerprint, spec,"
+        "  dims, storage, distance, table_name, state)"
+        " SELECT id, 1, 'f', '{\"encoder\": {\"model\": \"m\"}}', 3, 'vector',"
+        "  'cosine', 'vector_old_v1', 'active' FROM embedline.use_case"
+    )
+    store.execute("CREATE TABLE embedline.vector_old_v1 (key text)")
+    assert "migrations/0002_recipes.sql" in migrate.apply(store)
+    row = store.execute(
+        "SELECT spec, feature, unit FROM embedline.model_version"
+    ).fetchone()
+    spec = {"encoder": {"model": "m", "type": "text"}, "template": None}
+    assert row == (spec, "embedding", "record")
+    store.execute("SELECT box FROM embedline.vector_old_v1")
 
 
 def test_what_depends_on_a_function_that_is_made_anew_is_named(
-    make_database: Callable[..., str],
+    first_release: Connection,
 ) -> None:
-    with connect(make_database(), role="store") as store:
-        with store.transaction():
-            migrate._prepare(store)
-            text = (migrate.FOLDER / "migrations" / "0001_machine_room.sql").read_text()
-            migrate._run(store, "migrations/0001_machine_room.sql", text, None)
-        store.execute(
-            "CREATE FUNCTION embeddings.nearest(text, vector, int) RETURNS int"
-            " LANGUAGE sql AS 'SELECT 1'"
-        )
-        store.execute("CREATE VIEW mine AS SELECT embeddings.nearest('x', '[1]', 1)")
-        with pytest.raises(StoreError, match="view mine depends on function"):
-            migrate.apply(store)
+    first_release.execute(
+        "CREATE FUNCTION embeddings.nearest(text, vector, int) RETURNS int"
+        " LANGUAGE sql AS 'SELECT 1';"
+        "CREATE VIEW mine AS SELECT embeddings.nearest('x', '[1]', 1)"
+    )
+    with pytest.raises(StoreError, match="view mine depends on function"):
+        migrate.apply(first_release)

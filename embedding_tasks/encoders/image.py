@@ -31,8 +31,6 @@ _THREADS = min(8, max(2, os.cpu_count() or 2))
 # What of `batch.tokens` an image takes: one for each square of 16 by 16 pixels that
 # the model sees, whatever it makes of them.
 _PIXELS_PER_TOKEN = 256
-# How far an image's vector may move beside another one, relative to its own size.
-_DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class Model(Protocol):
@@ -174,7 +172,7 @@ class ImageEncoder:
         if not len(alone):
             return
         drift = float(np.abs(alone - beside).max() / np.abs(alone).max())
-        if not drift < _DRIFT[self._model.dtype]:
+        if not drift < transformer.DRIFT[self._model.dtype]:
             raise changes(f"values (by {drift:.1e} of their size)")
 
 

@@ -19,8 +19,8 @@ from embedding_tasks.encoders.encoded import Prediction
 from embedding_tasks.errors import ModelError
 from embedding_tasks.use_case import LayerMix
 
-# How far a text may move beside a longer one, relative to its own size.
-_DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# How far a vector may move with what is beside its input, relative to its own size.
+DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 SHORT_AND_LONG = ("one, two, three", "a longer text, which the short one is padded to")
 
 
@@ -66,7 +66,7 @@ def refuse_drift(alone: Tensor, beside: Tensor) -> None:
     """Whatever an architecture does with its mask: a text must not change because a
     longer one is beside it. Raises `ModelError`."""
     drift = float((alone - beside).abs().max() / alone.abs().max())
-    if not drift < _DRIFT[alone.dtype]:
+    if not drift < DRIFT[alone.dtype]:
         raise ModelError(
             "encoder.model: with this model a text's vector changes with the texts "
             f"beside it (by {drift:.1e} of its size): it reads padding, and is not "

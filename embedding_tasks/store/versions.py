@@ -168,7 +168,8 @@ def ensure(
         retire(store, undeclared)
     for feature, recipe in recipes.items():
         own = [v for v in versions if v.feature == feature]
-        _ensure_feature(store, use_case, name, feature, recipe, storage, distance, own)
+        wanted = _Wanted(use_case, name, feature, recipe, storage, distance)
+        _ensure_feature(store, wanted, own)
     store.execute(
         "UPDATE embedline.model_version SET distance = %s"
         " WHERE use_case = %s AND state <> 'retired' AND distance <> %s",
@@ -178,25 +179,29 @@ def ensure(
     return live(store, use_case)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What a feature's vectors are to be, in the use case called `name`."""
+
+    use_case: int
+    name: str
+    feature: str
+    recipe: Recipe
+    storage: str
+    distance: str
+
+
 def _ensure_feature(
-    store: Connection,
-    use_case: int,
-    name: str,
-    feature: str,
-    recipe: Recipe,
-    storage: str,
-    distance: str,
-    versions: Sequence[ModelVersion],
+    store: Connection, wanted: _Wanted, versions: Sequence[ModelVersion]
 ) -> None:
+    recipe = wanted.recipe
     match = [v for v in versions if v.fingerprint == recipe.fingerprint]
     if not match or match[0].serves:
         # A version still being built for a recipe that is no longer wanted
         for stale in (v for v in versions if not v.serves):
             retire(store, stale)
     if not match:
-        match = [
-            _create(store, use_case, name, feature, recipe, storage, distance, versions)
-        ]
+        match = [_create(store, wanted, versions)]
     # the same vectors of the same files, which may have moved
     store.execute(
         "UPDATE embedline.model_version SET spec = %s WHERE id = %s AND spec <> %s",
@@ -275,15 +280,9 @@ def all_tables(store: Connection, use_case: int) -> list[sql.Identifier]:
 
 
 def _create(
-    store: Connection,
-    use_case: int,
-    name: str,
-    feature: str,
-    recipe: Recipe,
-    storage: str,
-    distance: str,
-    versions: Sequence[ModelVersion],
+    store: Connection, wanted: _Wanted, versions: Sequence[ModelVersion]
 ) -> ModelVersion:
+    use_case, name, recipe = wanted.use_case, wanted.name, wanted.recipe
     serving = next((v for v in versions if v.serves), None)
     number = _next_number(store, use_case)
     created = _fetch(
@@ -296,14 +295,14 @@ def _create(
         ).format(_COLUMNS),
         [
             use_case,
-            feature,
+            wanted.feature,
             recipe.unit,
             number,
             recipe.fingerprint,
             Jsonb(recipe.spec),
             recipe.dims,
-            storage,
-            distance,
+            wanted.storage,
+            wanted.distance,
             recipe.classes,
             f"vector_{name}_v{number}",
             "building" if serving else "active",
