@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import parity_trained
 from embedding_tasks.encoders import Encoder, Runtime, recipe
 from embedding_tasks.inputs import sentence_of
 from embedding_tasks.use_case import UseCase
@@ -59,6 +60,7 @@ class Bench:
     minilm: Path | None
     device: str
     dtype: str
+    only: str | None = None
     made: dict[Any, np.ndarray] = field(default_factory=dict)
 
     def references(self, make: Callable[..., np.ndarray], *given: Any) -> Pair:
@@ -114,12 +116,20 @@ class Bench:
 
 
 def lines(bench: Bench) -> Iterator[Line]:
-    yield from of_texts(bench)
-    yield from of_layers(bench)
-    yield from of_words(bench)
-    yield from of_images(bench)
-    yield from of_detectors(bench)
-    if bench.minilm is not None and bench.dtype == "float32":
+    if bench.only in (None, "text"):
+        yield from of_texts(bench)
+        yield from of_layers(bench)
+        yield from of_words(bench)
+    if bench.only in (None, "image"):
+        yield from of_images(bench)
+        yield from of_detectors(bench)
+    if bench.dtype != "float32":
+        return
+    for kind, data, ours, plain in parity_trained.compared(
+        bench.folder, bench.texts, bench.pictures, bench.device
+    ):
+        yield line(kind, data, "torch", [(ours, (plain, plain))])
+    if bench.minilm is not None:
         from benchmarks.parity_elsewhere import compared
 
         for name, models, reference, ours, theirs in compared(
@@ -286,6 +296,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", default=["float32"])
+    parser.add_argument("--only", choices=["text", "image"])
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--json", type=Path)
     parser.add_argument(
@@ -350,6 +361,7 @@ def prepared(arguments: argparse.Namespace, folder: Path) -> Bench:
         minilm,
         arguments.device,
         "float32",
+        arguments.only,
     )
 
 

@@ -1,6 +1,7 @@
 """What the source says of records beside their input: predictions and labels.
 
-They come late, change often and never touch a vector.
+They come late, change often and touch no vector; but which parts of a record have one
+may depend on its label, where words or entities do.
 """
 
 from __future__ import annotations
@@ -74,17 +75,12 @@ def _write_predictions(target: Target) -> None:
 def compare_labels(target: Target, use_case: UseCase) -> None:
     """What the store does not yet say of labels that were read, in `label_delta`: rows
     to come, and rows to go (`label` null)."""
-    staged = isinstance(use_case.label, LabelTable)
     if isinstance(use_case.label, Column):
         target.execute(
             "CREATE TEMP TABLE incoming_label ON COMMIT DROP AS"
             " SELECT key, label, NULL::timestamptz AS labeled_at FROM incoming"
         )
-        staged = True
-    if (
-        not staged
-        or not target.rows("SELECT to_regclass('pg_temp.incoming_label')")[0][0]
-    ):
+    if target.value("SELECT to_regclass('pg_temp.incoming_label') IS NULL"):
         target.execute(
             "CREATE TEMP TABLE label_delta (key text, unit int, span int4range,"
             " label text, labeled_at timestamptz, is_new boolean) ON COMMIT DROP"

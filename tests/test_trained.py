@@ -23,6 +23,7 @@ from embedding_tasks.encoders.trained import images, model, table
 from embedding_tasks.errors import DatabaseAway, InputError, ModelError
 from embedding_tasks.store import trained, versions
 from embedding_tasks.training import Epoch
+from tests import trained_references
 from tests.fix_project import Project
 
 KINDS = ("autoencoder", "gan")
@@ -149,42 +150,6 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", a, b) / norms  # type: ignore[no-any-return]
 
 
-def plain_layers(weights: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """By safetensors alone, without a line of the package."""
-    import json
-
-    import safetensors.torch
-
-    length = int.from_bytes(weights[:8], "little")
-    metadata = json.loads(weights[8 : 8 + length])["__metadata__"]
-    return json.loads(metadata["embedline"]), safetensors.torch.load(weights)
-
-
-def plain_table(state: dict[str, Any], rows: Sequence[Sequence[Any]]) -> torch.Tensor:
-    """Numbers of a row, written out."""
-    days = np.datetime64("1970-01-01")
-    out = []
-    for row in rows:
-        values = dict(zip(state["table"]["names"], row, strict=True))
-        numbers: list[float] = []
-        for column in state["table"]["columns"]:
-            value = values[column["name"]]
-            if "mean" in column:
-                if column["moment"]:
-                    value = (np.datetime64(value) - days).astype(int)
-                known = value is not None
-                numbers.append(
-                    (value - column["mean"]) / column["scale"] if known else 0
-                )
-                numbers += [float(not known)] * column["missing"]
-            else:
-                value = {True: "true", False: "false"}.get(value, value)
-                numbers += [float(value == v) for v in column["values"]]
-                numbers += [0.0] * column["other"]
-        out.append(numbers)
-    return torch.tensor(np.array(out), dtype=torch.float32)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_stored_vectors_of_a_table_are_the_plain_forward_of_the_stored_weights(
     wines: Callable[..., Project], db: Connection, store: Connection, kind: str
@@ -197,18 +162,9 @@ def test_stored_vectors_of_a_table_are_the_plain_forward_of_the_stored_weights(
     rows = db.execute(
         f"SELECT id::text, {', '.join(columns)} FROM wines ORDER BY id::text"
     ).fetchall()
-    state, tensors = plain_layers(stored_model(store))
-    names = ("0", "2") if kind == "autoencoder" else ("0.0", "0.2")
-    slope = 0.0 if kind == "autoencoder" else 0.2
-    w1, b1, w2, b2 = (
-        tensors[f"features.{n}.{what}"] for n in names for what in ("weight", "bias")
+    expected = trained_references.of_rows(
+        stored_model(store), kind, [row[1:] for row in rows]
     )
-    hidden = torch.nn.functional.leaky_relu(
-        plain_table(state, [row[1:] for row in rows]) @ w1.T + b1, slope
-    )
-    expected = hidden @ w2.T + b2
-    if kind == "gan":
-        expected = torch.nn.functional.leaky_relu(expected, slope)
     assert_parity(stored_vectors(store, "wines"), rows, expected)
 
 
@@ -220,19 +176,7 @@ def test_stored_vectors_of_images_are_the_plain_forward_of_the_stored_weights(
     assert project.run()["stored"] == 1797
     rows = db.execute("SELECT id::text, png FROM digits ORDER BY id::text").fetchall()
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(b))) for _, b in rows])
-    _, tensors = plain_layers(stored_model(store))
-    first, last = ("0", "3") if kind == "autoencoder" else ("0.0", "0.3")
-    slope = 0.0 if kind == "autoencoder" else 0.2
-
-    def parts(layer: str) -> list[torch.Tensor]:
-        return [tensors[f"features.{layer}.{w}"] for w in ("weight", "bias")]
-
-    inputs = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
-    maps = torch.nn.functional.conv2d(inputs, *parts(first), stride=2, padding=1)
-    flat = torch.nn.functional.leaky_relu(maps, slope).flatten(1)
-    expected = torch.nn.functional.linear(flat, *parts(last))
-    if kind == "gan":
-        expected = torch.nn.functional.leaky_relu(expected, slope)
+    expected = trained_references.of_pixels(stored_model(store), kind, pixels[:, None])
     assert_parity(stored_vectors(store, "digits"), rows, expected)
 
 
@@ -465,7 +409,7 @@ def test_a_column_without_information_is_left_out_and_said(
     assert "column 'hue' is the same in all training rows" in told
     assert "column 'ash' is null in all training rows" in told
     assert "no value of column 'grade' occurs twice" in told
-    state, _ = plain_layers(stored_model(store))
+    state, _ = trained_references.layers(stored_model(store))
     names = {c["name"] for c in state["table"]["columns"]}
     assert not names & {"hue", "ash", "grade"}
 
@@ -543,7 +487,7 @@ def test_images_of_any_kind_are_one_size_and_one_number_of_channels(
     db.execute("UPDATE digits SET png = 'no image' WHERE id = 2")
     counts = project.run()
     assert (counts["training_rows"], counts["stored"]) == (1796, 1796)
-    state, _ = plain_layers(stored_model(store))
+    state, _ = trained_references.layers(stored_model(store))
     assert state["shape"] == [3, 28, 28]
     dead = store.execute("SELECT key, error FROM embedline.ledger WHERE error <> ''")
     ((key, error),) = dead.fetchall()
