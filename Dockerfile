@@ -7,7 +7,7 @@ WORKDIR /opt/embedline
 COPY --chown=airflow:0 pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=airflow:0 embedding_tasks ./embedding_tasks
 COPY --chown=airflow:0 sql ./sql
-RUN pip install --no-cache-dir --constraint constraints.txt '.[airflow,celery]'
+RUN pip install --no-cache-dir --constraint constraints.txt '.[airflow,celery,openai,words]'
 
 WORKDIR /opt/airflow
 COPY --chown=airflow:0 dags ./dags
