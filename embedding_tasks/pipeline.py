@@ -191,8 +191,7 @@ class Worker:
             except InputError as error:
                 inputs.append(None)
                 errors[position] = f"InputError: {error}"
-        is_labelled = self.version.unit == self.use_case.first_feature.unit
-        if self.version.keeps_labelled and is_labelled:
+        if self.version.keeps_labelled(self.use_case.first_feature.unit):
             labelled = facts.labelled(
                 self.store, self.version.use_case, [r.key for r in records]
             )

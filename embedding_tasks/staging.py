@@ -60,11 +60,7 @@ class Target:
     @property
     def keep_labelled(self) -> list[ModelVersion]:
         """Those of which a record's labelled parts have a vector, whatever else."""
-        return [
-            version
-            for version in self.versions
-            if version.keeps_labelled and version.unit == self.labelled_unit
-        ]
+        return [v for v in self.versions if v.keeps_labelled(self.labelled_unit)]
 
     def execute(
         self, statement: LiteralString | sql.SQL | sql.Composed, **more: Any

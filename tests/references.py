@@ -70,17 +70,7 @@ def of_words(
     folder: Path, sentences: list[list[str]], which: str, place: Place = CPU
 ) -> Iterator[np.ndarray]:
     """(words, dims) of each sentence: the first token of each word, or their mean."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
-    model = place.put(AutoModel.from_pretrained(folder))
-    for words in sentences:
-        tokens = tokenizer(
-            words, is_split_into_words=True, truncation=True, return_tensors="pt"
-        )
-        numbers = tokens.word_ids()
-        tokens.pop("token_type_ids", None)
-        with torch.inference_mode():
-            output = model(**tokens.to(place.device))
-        hidden = output.last_hidden_state[0].float()
+    for words, numbers, hidden in _read(folder, sentences, place):
         made = []
         for number in range(len(words)):
             own = [i for i, n in enumerate(numbers) if n == number]
@@ -93,10 +83,25 @@ def of_spans(
 ) -> np.ndarray:
     """(spans, dims): the mean of the tokens of the words that each span of `made`
     (an `Encoded`) covers."""
+    vectors = []
+    for position, (words, numbers, hidden) in enumerate(
+        _read(folder, sentences, place)
+    ):
+        starts = np.cumsum([0, *(len(w) + 1 for w in words)])
+        for begin, end in made.spans[made.inputs == position]:
+            covered = [n for n in range(len(words)) if begin <= starts[n] < end]
+            own = [i for i, n in enumerate(numbers) if n in covered]
+            vectors.append(hidden[own].mean(0))
+    return torch.stack(vectors).cpu().numpy()
+
+
+def _read(
+    folder: Path, sentences: list[list[str]], place: Place
+) -> Iterator[tuple[list[str], list[int | None], torch.Tensor]]:
+    """Of each sentence its words, the word of each token, and the hidden states."""
     tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
     model = place.put(AutoModel.from_pretrained(folder))
-    vectors = []
-    for position, words in enumerate(sentences):
+    for words in sentences:
         tokens = tokenizer(
             words, is_split_into_words=True, truncation=True, return_tensors="pt"
         )
@@ -104,10 +109,4 @@ def of_spans(
         tokens.pop("token_type_ids", None)
         with torch.inference_mode():
             output = model(**tokens.to(place.device))
-        hidden = output.last_hidden_state[0].float()
-        starts = np.cumsum([0, *(len(w) + 1 for w in words)])
-        for begin, end in made.spans[made.inputs == position]:
-            covered = [n for n in range(len(words)) if begin <= starts[n] < end]
-            own = [i for i, n in enumerate(numbers) if n in covered]
-            vectors.append(hidden[own].mean(0))
-    return torch.stack(vectors).cpu().numpy()
+        yield words, numbers, output.last_hidden_state[0].float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -56,19 +56,25 @@ class Encoded:
         count = 1 + max(int(self.inputs.max(initial=-1)), *positions)
         place = np.full(count, -1, np.int32)
         place[list(positions)] = np.arange(len(positions), dtype=np.int32)
-        inputs = place[self.inputs]
-        kept = np.flatnonzero(inputs >= 0)
-        return Encoded(
-            vectors=self.vectors[kept],
-            inputs=inputs[kept],
-            units=self.units[kept],
-            predictions=[self.predictions[i] for i in kept.tolist()]
+        kept = self.rows(np.flatnonzero(place[self.inputs] >= 0))
+        return replace(
+            kept,
+            inputs=place[kept.inputs],
+            unknown=None if self.unknown is None else self.unknown[list(positions)],
+        )
+
+    def rows(self, chosen: npt.NDArray[np.intp]) -> Encoded:
+        """These vectors, in this order, with all that belongs to them."""
+        return replace(
+            self,
+            vectors=self.vectors[chosen],
+            inputs=self.inputs[chosen],
+            units=self.units[chosen],
+            predictions=[self.predictions[i] for i in chosen.tolist()]
             if self.predictions
             else (),
-            truncated=self.truncated,
-            spans=None if self.spans is None else self.spans[kept],
-            boxes=None if self.boxes is None else self.boxes[kept],
-            unknown=None if self.unknown is None else self.unknown[list(positions)],
+            spans=None if self.spans is None else self.spans[chosen],
+            boxes=None if self.boxes is None else self.boxes[chosen],
         )
 
 

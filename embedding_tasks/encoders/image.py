@@ -213,13 +213,4 @@ def of_one_size(batch: Sequence[Ready]) -> list[list[int]]:
 
 
 def in_order(encoded: Encoded) -> Encoded:
-    order = np.lexsort((encoded.units, encoded.inputs))
-    return Encoded(
-        vectors=encoded.vectors[order],
-        inputs=encoded.inputs[order],
-        units=encoded.units[order],
-        predictions=[encoded.predictions[i] for i in order.tolist()]
-        if encoded.predictions
-        else (),
-        boxes=None if encoded.boxes is None else encoded.boxes[order],
-    )
+    return encoded.rows(np.lexsort((encoded.units, encoded.inputs)))

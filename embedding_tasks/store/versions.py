@@ -70,9 +70,11 @@ class ModelVersion:
         """How its inputs are made of the columns of a record."""
         return Form.of(self.spec)
 
-    @property
-    def keeps_labelled(self) -> bool:
-        """Which of a record's parts have a vector depends on its label, too."""
+    def keeps_labelled(self, labelled_unit: str) -> bool:
+        """Which of a record's parts have a vector depends on its label, too, where
+        labels are of such parts."""
+        if self.unit != labelled_unit:
+            return False
         pooling = self.spec["pooling"]
         classified = isinstance(pooling, dict) and pooling.get("keep") == "classified"
         return self.unit == "entity" or classified
