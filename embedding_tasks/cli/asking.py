@@ -1,0 +1,116 @@
+"""Ask: status, search, explain."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from embedding_tasks import terminal, use_case
+from embedding_tasks.cli.app import AsJson, Count, Feature, Key, Name, app
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="one use case only")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Coverage, backlog, oldest pending age and dead records: exact numbers."""
+    from embedding_tasks import status as statuses
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        rows = statuses.of(store, name)
+        for row in rows:
+            row["dead_errors"] = statuses.dead_errors(
+                store, row["use_case"], row["model_version"]
+            )
+    if name and not rows:
+        use_case.path_of(name)
+    if as_json:
+        terminal.print_json(rows)
+        return
+    if not rows:
+        terminal.say(f"nothing has run yet: embedline run {name or 'NAME'}")
+        return
+    for row in rows:
+        _print_status(row)
+
+
+def _print_status(row: dict[str, Any]) -> None:
+    name = row["use_case"]
+    if row["feature"] != use_case.ONE_FEATURE:
+        name += f" {row['feature']}"
+    head = f"{name}, model version {row['model_version']} ({row['state']})"
+    terminal.say(f"[bold]{head}[/bold]: {row['coverage']:.2%} covered")
+    counts = ("wanted", "stored", "pending", "leased", "retrying", "dead", "skipped")
+    terminal.say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
+    if row["oldest_pending_age"]:
+        terminal.say(f"  oldest pending since {row['oldest_pending_age']}")
+    for dead in row["dead_errors"]:
+        told = f"{dead['records']} dead: {dead['error']}; e.g. key {dead['key']}"
+        terminal.say(f"  [red]{escape(told)}[/red]")
+    for what in ("deletes", "labels"):
+        if withheld := row[f"{what}_withheld"]:
+            terminal.say(f"  [red]{withheld} {what} withheld by the delete guard[/red]")
+    last = f"last run {row['last_run_kind'] or ''} {row['last_run_state'] or 'never'}"
+    success = terminal.plain(row["last_success"]) or "never"
+    terminal.say(f"  {last}; last success {success}")
+    if row["last_run_error"]:
+        terminal.say(f"  [red]{escape(row['last_run_error'])}[/red]")
+
+
+@app.command()
+def search(
+    name: Name,
+    text: Annotated[str, typer.Argument(help="a text, or a key with --key")],
+    k: Count = 10,
+    key: Annotated[
+        bool, typer.Option("--key", help="search near the record of this key")
+    ] = False,
+    feature: Feature = None,
+    unit: Annotated[
+        int | None,
+        typer.Option(help="with --key: the number of its word, entity or object"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The records nearest to a text, embedded with the use case's own model."""
+    from embedding_tasks import search as searches
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        if key:
+            rows = searches.by_key(store, name, text, k, feature=feature, unit=unit)
+        else:
+            rows = searches.by_text(store, name, text, k, feature=feature)
+    if as_json:
+        terminal.print_json(rows)
+        return
+    for row in rows:
+        row["distance"] = f"{row['distance']:.4f}"
+        row["score"] = "" if row["score"] is None else f"{row['score']:.3f}"
+    columns = ["key", "distance", "prediction", "score", "label", "data"]
+    if any(row["text"] for row in rows):
+        columns[1:1] = ["unit", "text"]
+    terminal.print_table(rows, columns)
+
+
+@app.command()
+def explain(
+    name: Name, key: Key, feature: Feature = None, as_json: AsJson = False
+) -> None:
+    """Why this record is, or is not, in the store."""
+    from embedding_tasks import status as statuses
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        facts = statuses.explain(store, use_case.find(name), key, feature=feature)
+    if as_json:
+        terminal.print_json(facts)
+        return
+    terminal.say(f"{name} {key}: [bold]{escape(facts.pop('verdict'))}[/bold]")
+    for fact, value in facts.items():
+        if fact not in ("use_case", "key") and value not in (None, []):
+            terminal.say(f"  {fact}: {escape(terminal.plain(value))}")

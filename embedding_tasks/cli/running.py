@@ -1,0 +1,145 @@
+"""Do: run, train, retry, promote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from embedding_tasks import terminal, use_case
+from embedding_tasks.cli.app import Name, app, err
+from embedding_tasks.local.signals import interruptible
+from embedding_tasks.use_case import Window
+
+
+@app.command()
+def run(
+    name: Name,
+    since: Annotated[
+        str | None, typer.Option(help="event time from, e.g. 2026-03-01T00:00Z")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="event time before")] = None,
+    reembed: Annotated[
+        bool, typer.Option(help="make these vectors anew, changed or not")
+    ] = False,
+    allow_deletes: Annotated[
+        bool, typer.Option(help="let the delete guard pass, this once")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="count what would be done, and do nothing")
+    ] = False,
+) -> None:
+    """Bring a use case's vectors in step with its source."""
+    from embedding_tasks.run import Request
+    from embedding_tasks.run import run as run_all
+
+    request = Request(
+        use_case=use_case.find(name),
+        external_id=f"cli__{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}__{os.getpid()}",
+        kind="cli",
+        window=Window.parse(since, until),
+        reembed=reembed,
+        allow_deletes=allow_deletes,
+        dry_run=dry_run,
+    )
+    with (
+        interruptible() as stopped,
+        terminal.bar() as bar,
+    ):
+        try:
+            counts = run_all(
+                request,
+                terminal.embedding(bar, name, stopped),
+                terminal.training(bar, name, stopped),
+            )
+        except KeyboardInterrupt:
+            err.print("stopped; what was finished is stored, the rest waits")
+            raise typer.Exit(130) from None
+    head = "would do" if dry_run else "done"
+    version = counts.pop("builds_version", 0)
+    facts = [f"{v} {k.replace('_', ' ')}" for k, v in _told(counts).items()]
+    if version:
+        facts.append(f"as model version {version}, beside the serving one")
+    terminal.say(f"{head}: {', '.join(facts) or 'nothing to do'}")
+
+
+@app.command()
+def train(
+    name: Name,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="again, on the rows of today")
+    ] = False,
+) -> None:
+    """Train the encoders that learn from a use case's own rows."""
+    from embedding_tasks import training
+    from embedding_tasks.run import Request
+    from embedding_tasks.store import trained
+
+    request = Request(use_case=use_case.find(name), external_id="", kind="cli")
+    with request.open_store() as store:
+        with interruptible() as stopped, terminal.bar() as bar:
+            try:
+                progress = terminal.training(bar, name, stopped)
+                counts = training.train(
+                    store, request, retrain=retrain, progress=progress
+                )
+            except KeyboardInterrupt:
+                err.print("stopped; the next training goes on from its last epoch")
+                raise typer.Exit(130) from None
+        models = trained.models(store, request.use_case)
+    if not models:
+        terminal.say(f"{name}: none of its encoders is trained on its rows")
+        return
+    rows = [{"feature": f, **_rounded(m)} for f, m in models.items()]
+    terminal.print_table(rows, ["feature", "kind", "rows", *_TRAINED])
+    if not counts["trained"]:
+        terminal.say("trained already; --retrain trains on the rows of today")
+
+
+_TRAINED = (
+    *("epoch", "epochs", "training_loss", "validation_loss", "baseline"),
+    *("seconds", "digest"),
+)
+
+
+def _rounded(model: Mapping[str, Any]) -> dict[str, Any]:
+    floats = {k: f"{v:.4g}" for k, v in model.items() if isinstance(v, float)}
+    return {**model, **floats, "digest": model["digest"][:12]}
+
+
+def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
+    untold = ("seconds", "vectors", "pending")
+    return {k: v for k, v in counts.items() if v and k not in untold}
+
+
+@app.command()
+def retry(
+    name: Name,
+    dead: Annotated[bool, typer.Option("--dead", help="records set aside")] = False,
+) -> None:
+    """Give records that were set aside another chance at the next run."""
+    from embedding_tasks import ledger
+    from embedding_tasks.store import versions
+    from embedding_tasks.store.connection import open_store
+
+    if not dead:
+        raise typer.BadParameter("say which: --dead")
+    with open_store() as store:
+        live = versions.live(store, versions.use_case_id(store, name))
+        revived = sum(ledger.retry_dead(store, version) for version in live)
+    terminal.say(f"{revived} records will be tried again")
+
+
+@app.command()
+def promote(name: Name) -> None:
+    """Let a finished model version serve in place of the present one."""
+    from embedding_tasks import run as stages
+
+    promoted = stages.promote(
+        stages.Request(use_case=use_case.find(name), external_id="", kind="cli")
+    )
+    for version in promoted:
+        terminal.say(f"{name}: version {version.version} serves now")
