@@ -25,6 +25,11 @@ log = logging.getLogger(__name__)
 ERROR_LENGTH = 300
 
 
+# A lease that runs longer than any that is given now was given before the server's
+# clock was set back: nobody must wait for it.
+_HELD: LiteralString = (
+    "(lease_until BETWEEN now() AND now() + make_interval(secs => 2 * %(seconds)s))"
+)
 _LET_GO: LiteralString = "lease_token = NULL, lease_holder = NULL, lease_until = NULL"
 
 
@@ -63,7 +68,7 @@ def claim(
         "  SELECT model_version, key FROM embedline.ledger"
         "  WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
         "    AND next_attempt_at <= now()"
-        "    AND (lease_until IS NULL OR lease_until <= now())"
+        f"    AND {_HELD} IS NOT TRUE"
         "  ORDER BY priority, queued_at, key LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
         " UPDATE embedline.ledger l SET lease_token = %(token)s,"
         "   lease_holder = %(holder)s,"
@@ -162,16 +167,17 @@ def fail(
     return len(died)
 
 
-def outstanding(store: Connection, version: ModelVersion) -> Outstanding:
+def outstanding(store: Connection, version: ModelVersion, seconds: int) -> Outstanding:
+    """`seconds`: how long a lease is given for."""
     row = store.execute(
-        "SELECT count(*) FILTER (WHERE next_attempt_at <= now()"
-        "    AND (lease_until IS NULL OR lease_until <= now())),"
-        "  count(*) FILTER (WHERE lease_until > now()),"
-        "  coalesce(extract(epoch FROM min(lease_until)"
-        "    FILTER (WHERE lease_until > now()) - now()), 0)::float8"
+        "SELECT count(*) FILTER ("
+        f"    WHERE next_attempt_at <= now() AND {_HELD} IS NOT TRUE),"
+        f"  count(*) FILTER (WHERE {_HELD}),"
+        "  coalesce(extract(epoch FROM"
+        f"    min(lease_until) FILTER (WHERE {_HELD}) - now()), 0)::float8"
         " FROM embedline.ledger"
-        " WHERE model_version = %s AND pending AND dead_at IS NULL",
-        [version.id],
+        " WHERE model_version = %(version)s AND pending AND dead_at IS NULL",
+        {"version": version.id, "seconds": seconds},
     ).fetchone()
     assert row is not None
     return Outstanding(*row)
@@ -186,15 +192,25 @@ def retry_dead(store: Connection, version: ModelVersion) -> int:
 
 
 def _drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> None:
-    gone = store.execute(
+    """All that is of another input than the wanted one, of records that may have had
+    no vector to show for it."""
+    store.execute(
         sql.SQL(
             "DELETE FROM {} v USING embedline.ledger l WHERE v.key = ANY (%s)"
             " AND l.model_version = %s AND l.key = v.key"
-            " AND v.input_hash IS DISTINCT FROM l.want_hash RETURNING v.key"
+            " AND v.input_hash IS DISTINCT FROM l.want_hash"
         ).format(version.table),
         [keys, version.id],
+    )
+    rows = store.execute(
+        sql.SQL(
+            "UPDATE embedline.ledger l SET have_hash = NULL"
+            " WHERE l.model_version = %s AND l.key = ANY (%s)"
+            "  AND NOT EXISTS (SELECT FROM {} v WHERE v.key = l.key) RETURNING l.key"
+        ).format(version.table),
+        [version.id, keys],
     ).fetchall()
-    outdated = list({key for (key,) in gone})
+    outdated = [key for (key,) in rows]
     store.execute(
         "DELETE FROM embedline.input WHERE model_version = %s AND key = ANY (%s)",
         [version.id, outdated],
@@ -203,11 +219,6 @@ def _drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) ->
         "DELETE FROM embedline.prediction WHERE use_case = %s AND key = ANY (%s)"
         " AND model_version = %s",
         [version.use_case, outdated, version.id],
-    )
-    store.execute(
-        "UPDATE embedline.ledger SET have_hash = NULL"
-        " WHERE model_version = %s AND key = ANY (%s)",
-        [version.id, outdated],
     )
 
 

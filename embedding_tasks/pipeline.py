@@ -86,7 +86,7 @@ class Worker:
 
     def _drain(self) -> None:
         ledger.take_over(self.store, self.version, self.holder)
-        left = ledger.outstanding(self.store, self.version)
+        left = self._outstanding()
         self.drained.pending = left.claimable + left.leased
         self.progress(self.drained)
         began = time.monotonic()
@@ -121,7 +121,7 @@ class Worker:
             )
             if lease.hashes:
                 return lease
-            left = ledger.outstanding(self.store, self.version)
+            left = self._outstanding()
             if not left.claimable and not left.leased:
                 return None
             # leased by other workers, or locked by a sync that is about to commit
@@ -133,6 +133,10 @@ class Worker:
                 )
                 told = True
             time.sleep(min(max(left.seconds, 0.1), 2.0))
+
+    def _outstanding(self) -> ledger.Outstanding:
+        seconds = self.use_case.batch.lease_seconds
+        return ledger.outstanding(self.store, self.version, seconds)
 
     def _work_off(self, lease: Lease) -> None:
         with self._renewing(lease):

@@ -127,15 +127,17 @@ def sync_stage(request: Request) -> dict[str, int]:
             )
             counts = asdict(synced)
             if request.dry_run:
-                counts |= _foreseen(store, live)
+                counts |= _foreseen(store, live, use_case.batch.lease_seconds)
                 raise psycopg.Rollback
             _count(store, run_id, synced)
     log.info("synced use_case=%s %s", use_case.name, _facts(counts))
     return counts
 
 
-def _foreseen(store: Connection, live: list[ModelVersion]) -> dict[str, int]:
-    waiting = [ledger.outstanding(store, version) for version in live]
+def _foreseen(
+    store: Connection, live: list[ModelVersion], lease_seconds: int
+) -> dict[str, int]:
+    waiting = [ledger.outstanding(store, version, lease_seconds) for version in live]
     building = [v.version for v in live if v.state == "building"]
     return {
         "to_embed": sum(left.claimable + left.leased for left in waiting),
@@ -155,7 +157,7 @@ def plan_stage(request: Request) -> int:
     ):
         waiting = 0
         for version in _live(store, request):
-            left = ledger.outstanding(store, version)
+            left = ledger.outstanding(store, version, batch.lease_seconds)
             waiting += left.claimable + left.leased
     workers = min(batch.max_workers, math.ceil(waiting / batch.rows_per_worker))
     log.info(

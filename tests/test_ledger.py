@@ -283,3 +283,26 @@ def test_a_renewal_never_waits_for_a_lock(
         store.execute("SET statement_timeout = '1s'")
         ledger.renew(store, replace(lease, seconds=600))
     assert 0 < count(store, "ledger WHERE lease_until > now() + interval '1 m'") < 20
+
+
+def test_a_lease_from_before_the_clock_was_set_back_holds_up_nobody(
+    store: Connection, version: ModelVersion
+) -> None:
+    lease = claim(store, version, 20)
+    store.execute("UPDATE embedline.ledger SET lease_until = now() + interval '1 day'")
+    assert ledger.outstanding(store, version, 60).leased == 0
+    assert {*claim(store, version, 20).hashes} == {*lease.hashes}
+
+
+def test_a_dead_record_without_a_vector_keeps_nothing_of_its_older_input(
+    project: Project, db: Connection, store: Connection, version: ModelVersion
+) -> None:
+    lease = claim(store, version, 20)
+    write(store, lease, finished(lease, units=0), 1)
+    db.execute("UPDATE messages SET body = 'poison' WHERE id = 7")
+    run.sync_stage(project.request())
+    lease = claim(store, version, 20)
+    ledger.fail(store, lease, {"7": "no"}, Retry(max_attempts=1))
+    assert count(store, "input") == 19
+    assert count(store, "input WHERE key = '7'") == 0
+    assert count(store, "ledger WHERE key = '7' AND have_hash IS NULL") == 1

@@ -462,7 +462,7 @@ def test_a_slow_batch_keeps_its_lease(
         working = pool.submit(run.embed_stage, request, 0)
         time.sleep(2)
         while not working.done():
-            claimable.append(ledger.outstanding(store, version).claimable)
+            claimable.append(ledger.outstanding(store, version, 60).claimable)
             time.sleep(0.1)
         assert working.result()["embedded"] == 120
     assert len(claimable) > 20

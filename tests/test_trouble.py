@@ -18,7 +18,7 @@ from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, DatabaseAway, ModelError
 from embedding_tasks.local import postgres
 from embedding_tasks.run import Request
-from embedding_tasks.store import migrate
+from embedding_tasks.store import connection, migrate
 from tests.fix_postgres import start_server
 from tests.fix_project import Project, end_state
 
@@ -102,6 +102,7 @@ def test_a_source_that_is_away_is_transient_and_charges_no_record(
 
 
 MOMENTS = [
+    ("sync", connection, "connect"),
     ("sync", staging, "_copy"),
     ("sync", staging, "_save_cursor"),
     ("embed", pipeline, "isolate"),

@@ -7,7 +7,7 @@ import os
 import warnings
 
 from embedding_tasks import settings
-from embedding_tasks.connections import Connection, Resolve, connect, lookup
+from embedding_tasks.connections import Connection, Resolve, blame, connect, lookup
 from embedding_tasks.local import postgres
 from embedding_tasks.store import migrate
 
@@ -25,10 +25,11 @@ def open_store(resolve: Resolve | None = None) -> Connection:
     configured = _configured(resolve)
     connection = connect(configured or conninfo(), role="store")
     try:
-        if configured is None:
-            migrate.apply(connection)
-        else:
-            migrate.require_current(connection)
+        with blame(store=connection):
+            if configured is None:
+                migrate.apply(connection)
+            else:
+                migrate.require_current(connection)
     except BaseException:
         connection.close()
         raise

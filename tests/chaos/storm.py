@@ -1,0 +1,156 @@
+"""One storm: writers, schedulers and the adversary for so many seconds; then quiet,
+one clean run, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.chaos import scene as scenes
+from tests.chaos import tasks, writers
+from tests.chaos.faults import FAULTS, Adversary
+from tests.chaos.scene import NAME, Scene
+from tests.chaos.servers import TEMPLATE, Servers
+from tests.chaos.tasks import Alive, Orders, Scheduler
+from tests.chaos.verdict import Verdict, judge
+
+WRITERS = 6
+CLEAN_RUN_SECONDS = 120
+
+
+@dataclass
+class Report:
+    scene: Scene
+    counts: Counter[str]
+    verdict: Verdict
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def faults(self) -> int:
+        return sum(self.counts[name] for name in (*FAULTS, "poison rows"))
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.verdict.wrong and not self.errors
+
+    def __str__(self) -> str:
+        wrong = {what: names[:5] for what, names in self.verdict.wrong.items()}
+        errors = [e["trace"] for e in self.errors[:2]]
+        return "\n".join(
+            [
+                f"seed {self.scene.seed}: {self.scene}",
+                f"{dict(self.counts)}",
+                f"wrong: {wrong}",
+                *errors,
+            ]
+        )
+
+
+@dataclass
+class Storm:
+    """Databases of one seed's own on servers that several share."""
+
+    scene: Scene
+    servers: Servers
+    folder: Path
+    models: Path
+    mutant: str | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.source = self.servers.source.database("source")
+        self.store = self.servers.store.database("store", TEMPLATE)
+        scenes.write_use_case(self.scene, self.folder, self.source, self.models)
+        with psycopg.connect(self.source) as source:
+            scenes.create(self.scene, source)
+        writers.first_rows(self.scene, self.source)
+        self._orders = Orders(self.folder, self.store, self.mutant)
+
+    def rage(self, seconds: float) -> None:
+        with self._raging():
+            time.sleep(seconds)
+        writers.finish(self.source)
+
+    @contextmanager
+    def _raging(self) -> Iterator[None]:
+        stopped, alive = threading.Event(), Alive()
+        parts = [
+            *(
+                writers.Writer(self.scene, self.source, n, self.counts, stopped)
+                for n in range(1, WRITERS + 1)
+            ),
+            *(Scheduler(self._orders, n, alive, self.counts, stopped) for n in (0, 1)),
+            Adversary(
+                self.scene.seed, self.servers, self.store, alive, self.counts, stopped
+            ),
+        ]
+        threads = [threading.Thread(target=part.run, daemon=True) for part in parts]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
+
+    def settle(self) -> Verdict:
+        """One clean run, then the same of an empty store, and a look at both."""
+        calm = replace(self._orders, lost_devices=0.0)
+        fresh = self.servers.store.database("fresh", TEMPLATE)
+        self._clean_run(calm)
+        self._clean_run(replace(calm, store=fresh, mutant=None))
+        return judge(self.scene, self.store, fresh, self.source)
+
+    def _clean_run(self, orders: Orders) -> None:
+        process = tasks.context().Process(target=_run_once, args=(orders,), daemon=True)
+        process.start()
+        process.join(CLEAN_RUN_SECONDS)
+        if process.exitcode != 0:
+            process.kill()
+            raise RuntimeError(f"the clean run ended with {process.exitcode}")
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        log = self.folder / "errors.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+def _run_once(orders: Orders) -> None:
+    from embedding_tasks import run, use_case
+
+    orders.obey()
+    run.run(run.Request(use_case.find(NAME), f"clean__{time.time()}", "cli"))
+
+
+def storm(
+    scene: Scene,
+    servers: Servers,
+    folder: Path,
+    models: Path,
+    seconds: float,
+    *,
+    mutant: str | None = None,
+    rounds: int = 1,
+) -> Report:
+    """Rounds of `seconds` each, until something is wrong."""
+    began = time.monotonic()
+    made = Storm(scene, servers, folder, models, mutant)
+    for _ in range(rounds):
+        made.rage(seconds)
+        verdict = made.settle()
+        if verdict.wrong:
+            break
+    return Report(scene, made.counts, verdict, made.errors, time.monotonic() - began)

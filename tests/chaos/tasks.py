@@ -1,0 +1,182 @@
+"""Airflow's part: schedulers that run the same use case, every task a process that can
+be killed. Tasks are forked from one that has imported already what they need."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.models.bert.modeling_bert
+import transformers.models.bert.tokenization_bert  # noqa: F401
+
+from embedding_tasks import encoders, run, use_case
+from embedding_tasks.encoders import (
+    Encoder,
+    configuration,  # noqa: F401
+    text,  # noqa: F401
+    tokens,  # noqa: F401
+)
+from embedding_tasks.encoders.encoded import Encoded
+from embedding_tasks.errors import DeviceError, ThresholdError, TransientError
+from tests.chaos import mutants
+from tests.chaos.scene import NAME
+from tests.chaos.writers import POISON
+
+SLOT_SECONDS = 1.5
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a task needs to know of the storm it runs in."""
+
+    folder: Path
+    store: str
+    mutant: str | None = None
+    lost_devices: float = 0.02
+
+    def obey(self) -> None:
+        os.environ["EMBEDLINE_PROJECT"] = str(self.folder)
+        os.environ["EMBEDLINE_HOME"] = str(self.folder)
+        os.environ["EMBEDLINE_STORE_DSN"] = self.store
+        torch.set_num_threads(1)
+        logging.disable()
+        mutants.break_build(self.mutant)
+        load = encoders.load
+        encoders.load = lambda *args: Troubled(load(*args), self.lost_devices)  # type: ignore[assignment]
+
+
+@dataclass
+class Troubled:
+    """A real encoder that takes its time, cannot stand poison and loses its GPU."""
+
+    inner: Encoder
+    lost_devices: float
+
+    def encode(self, inputs: Sequence[Any]) -> Encoded:
+        time.sleep(random.choice((0, 0.1, 0.3, 0.9)))
+        if random.random() < self.lost_devices:
+            raise DeviceError("the device is gone")
+        if any(POISON in str(getattr(i, "text", i)) for i in inputs):
+            raise ValueError("cannot be encoded")
+        return self.inner.encode(inputs)
+
+    def probe(self) -> Encoded:
+        return self.inner.probe()
+
+
+def perform(orders: Orders, stage: str, external_id: str, number: int) -> None:
+    """A task's whole life. What went wrong that should not is written down."""
+    orders.obey()
+    request = run.Request(use_case.find(NAME), external_id, "scheduled")
+    try:
+        if stage == "embed":
+            run.embed_stage(request, number)
+        else:
+            getattr(run, f"{stage}_stage")(request)
+    except (TransientError, ThresholdError):
+        os._exit(75)
+    except Exception as error:
+        told = {"stage": stage, "error": repr(error), "trace": traceback.format_exc()}
+        with (orders.folder / "errors.jsonl").open("a") as log:
+            log.write(json.dumps(told) + "\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def context() -> multiprocessing.context.ForkServerContext:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["tests.chaos.tasks"])
+    return made
+
+
+@dataclass
+class Alive:
+    """Tasks that run now, for the adversary to choose from."""
+
+    tasks: list[ForkServerProcess] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def any(self, rng: random.Random) -> ForkServerProcess | None:
+        with self.lock:
+            return rng.choice(self.tasks) if self.tasks else None
+
+
+class Scheduler:
+    """Runs the use case's DAG again and again, each task with retries. Two of them
+    often run the same run at the same time, as no two should; the second also syncs in
+    between, while the first one's workers are at it."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        number: int,
+        alive: Alive,
+        counts: Counter[str],
+        stopped: threading.Event,
+    ) -> None:
+        self._orders = orders
+        self._number = number
+        self._alive = alive
+        self._counts = counts
+        self._stopped = stopped
+        self._context = context()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            external_id = f"scheduled__{int(time.time() / SLOT_SECONDS)}"
+            synced = self._tasks(external_id, ["sync"])
+            if self._number and random.random() < 0.7:
+                continue
+            if synced and self._tasks(external_id, ["embed"] * WORKERS):
+                self._tasks(external_id, ["publish"])
+            self._counts["runs"] += 1
+
+    def _tasks(self, external_id: str, stages: list[str]) -> bool:
+        """Side by side, each tried three times."""
+        with ThreadPoolExecutor(len(stages)) as pool:
+            done = pool.map(partial(self._task, external_id), stages, count())
+        return all(done)
+
+    def _task(self, external_id: str, stage: str, number: int) -> bool:
+        for _ in range(3):
+            process = self._start(external_id, stage, number)
+            self._wait(process)
+            if process.exitcode == 0 or self._stopped.is_set():
+                break
+        return process.exitcode == 0
+
+    def _start(self, external_id: str, stage: str, number: int) -> ForkServerProcess:
+        process = self._context.Process(
+            target=perform, args=(self._orders, stage, external_id, number), daemon=True
+        )
+        process.start()
+        with self._alive.lock:
+            self._alive.tasks.append(process)
+        self._counts["tasks"] += 1
+        return process
+
+    def _wait(self, process: ForkServerProcess) -> None:
+        while process.is_alive():
+            process.join(0.2)
+            if self._stopped.is_set() and process.is_alive():
+                process.kill()
+        with self._alive.lock:
+            self._alive.tasks.remove(process)
