@@ -69,7 +69,7 @@ def _source(source: Source, connection_id: str | None) -> Iterator[Connection]:
     if connection_id is not None:
         source = source.model_copy(update={"connection": connection_id, "dsn": None})
     connection = connect(for_source(source), role="source")
-    with blame(source=connection), connection:
+    with connection, blame(source=connection):
         yield connection
 
 

@@ -287,16 +287,16 @@ def _key(
 ) -> list[_KeyColumn]:
     """Of a domain its base type: a TRUNCATE has no key, which the domain may refuse."""
     rows = connection.execute(
-        "WITH RECURSIVE base (attname, type, mod, collation) AS ("
+        "WITH RECURSIVE base (attname, type, mod, collated) AS ("
         "  SELECT attname, atttypid, atttypmod, attcollation FROM pg_attribute"
         "   WHERE attrelid = %(table)s AND attname = ANY (%(names)s)"
-        "  UNION ALL SELECT b.attname, t.typbasetype, t.typtypmod, b.collation"
+        "  UNION ALL SELECT b.attname, t.typbasetype, t.typtypmod, b.collated"
         "   FROM base b JOIN pg_type t ON t.oid = b.type WHERE t.typtype = 'd'"
         ") SELECT b.attname::text, format_type(b.type, b.mod),"
-        "  CASE WHEN b.collation <> t.typcollation THEN n.nspname::text END,"
+        "  CASE WHEN b.collated <> t.typcollation THEN n.nspname::text END,"
         "  c.collname::text"
         " FROM base b JOIN pg_type t ON t.oid = b.type AND t.typtype <> 'd'"
-        " LEFT JOIN pg_collation c ON c.oid = b.collation"
+        " LEFT JOIN pg_collation c ON c.oid = b.collated"
         " LEFT JOIN pg_namespace n ON n.oid = c.collnamespace",
         {"table": table.oid, "names": list(names)},
     )

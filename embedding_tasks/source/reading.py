@@ -167,12 +167,6 @@ def _by_outbox(
     outbox = strategy.outbox
     assert outbox is not None
     why = "keys in the outbox"
-    if outbox.blind:
-        log.warning(
-            "no trigger sees a TRUNCATE of %s: all keys are read each time; "
-            "run `embedline outbox install %s` again",
-            *(", ".join(outbox.blind), outbox.name),
-        )
     if outbox.blind or outbox.was_truncated(connection, cursor.horizon):
         key_scan = True
         why += ", and all keys: a table was truncated, or may have been"

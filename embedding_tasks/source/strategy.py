@@ -92,6 +92,12 @@ def of_records(
         needed = watched.of_use_case(use_case).union(*(f.columns for f in forms))
         known = needed & relation.columns.keys()
         found = outbox.find(connection, records, use_case.name, sorted(known))
+        if found.blind:
+            log.warning(
+                "no trigger sees a TRUNCATE of %s: all keys are read each time; "
+                "run `embedline outbox install %s` again",
+                *(", ".join(found.blind), use_case.name),
+            )
         return Strategy(
             name,
             audit_days,
