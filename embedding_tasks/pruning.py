@@ -25,7 +25,8 @@ def prune(
     store: Connection, use_case_id: int, use_case: UseCase, conninfo: str
 ) -> None:
     """Call when the sync has been committed. A source that does not let us (a standby,
-    no right to delete) keeps its rows; the sync itself is done."""
+    no right to delete) keeps its rows: the sync itself is done, and the next
+    generation takes them with it."""
     if use_case.source.strategy != "outbox":
         return
     row = store.execute(
@@ -36,15 +37,23 @@ def prune(
     ).fetchone()
     if row is None:
         return
-    try:
-        with connect(conninfo, role="source") as source, blame(source=source):
-            gone = outbox.prune(source, use_case.name, row[0])
-    except (EmbedlineError, psycopg.Error) as error:
-        log.warning("outbox not pruned use_case=%s error=%s", use_case.name, error)
-        return
+    _prune(use_case.name, conninfo, row[0])
     store.execute(
         "UPDATE embedline.source_cursor SET prune_horizon = horizon,"
         " prune_at = synced_at WHERE use_case = %s AND relation = 'records'",
         [use_case_id],
     )
-    log.info("pruned outbox use_case=%s rows=%d", use_case.name, gone)
+
+
+def _prune(name: str, conninfo: str, horizon: int) -> None:
+    try:
+        with connect(conninfo, role="source") as source, blame(source=source):
+            gone = outbox.prune(source, name, horizon)
+    except (EmbedlineError, psycopg.Error) as error:
+        log.warning(
+            "outbox not pruned use_case=%s error=%s; who may can run: "
+            "DELETE FROM %s.%s WHERE xid < '%d'",
+            *(name, str(error).strip(), outbox.SCHEMA, name, horizon),
+        )
+    else:
+        log.info("pruned outbox use_case=%s rows=%d", name, gone)

@@ -384,6 +384,8 @@ def test_a_database_restored_from_a_dump_is_read_whole(
     write_messages: Write,
     strategy: str,
 ) -> None:
+    if db.info.server_version < 170000:
+        pytest.skip("this pg_restore sets transaction_timeout, of PostgreSQL 17")
     use_case = project.use_case(source=STRATEGIES[strategy])
     if strategy == "outbox":
         install(use_case, source_dsn)

@@ -75,7 +75,7 @@ class Outbox:
         )
 
     def _touched(self, horizon: int) -> sql.Composable:
-        return sql.SQL("SELECT {} FROM {} WHERE xid >= {}::text::xid8").format(
+        return sql.SQL("SELECT {} FROM {} WHERE xid >= {}::xid8").format(
             sql.SQL(", ").join(map(sql.Identifier, key_names(len(self.types)))),
             self.table,
             sql.Literal(str(horizon)),
@@ -93,7 +93,7 @@ class Outbox:
         row = connection.execute(
             sql.SQL(
                 "SELECT EXISTS (SELECT FROM {} WHERE op = 'truncate'"
-                " AND xid >= {}::text::xid8)"
+                " AND xid >= {}::xid8)"
             ).format(self.table, sql.Literal(str(horizon)))
         ).fetchone()
         return row is not None and bool(row[0])

@@ -72,7 +72,9 @@ def decide(
     asked: Asked,
 ) -> Reading:
     useless = _why_useless(extract, strategy, position, cursor)
-    bound = _next_bound(position, None if useless else cursor)
+    bound = None
+    if strategy.updated_at is not None:
+        bound = _next_bound(position, None if useless else cursor)
     if strategy.name == "scan":
         return _everything(extract, "strategy is scan", bound)
     if useless or cursor is None:

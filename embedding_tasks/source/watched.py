@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import psycopg
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.errors import SourceError
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.use_case import Column, PredictionColumn, UseCase
 
@@ -33,7 +35,16 @@ def in_filter(connection: Connection, extract: Extract) -> set[str]:
     view = sql.SQL(
         "CREATE TEMP VIEW embedline_filter AS SELECT 1 AS one FROM {} WHERE {}"
     ).format(extract.relation.from_, extract.where)
-    connection.execute(view, prepare=True)
+    try:
+        connection.execute(view, prepare=True)
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        raise SourceError(
+            "source.where: which columns it refers to is found by a temporary view, "
+            f"and there can be none ({error.diag.message_primary}); use a connection "
+            "that may create one: --connection"
+        ) from error
     rows = connection.execute(
         "SELECT a.attname::text, r.ev_action::text ~ ':varattno 0 '"
         " FROM pg_rewrite r LEFT JOIN (pg_depend d JOIN pg_attribute a"
