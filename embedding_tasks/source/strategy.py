@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from psycopg import sql
@@ -59,7 +59,7 @@ class UpdatedAt:
 
     def since(self, bound: datetime) -> sql.Composable:
         """A row that does not say when it was written may have been at any time."""
-        first = bound - timedelta(seconds=self.rounding)
+        first = bound.astimezone(UTC) - timedelta(seconds=self.rounding)
         return sql.SQL("({0} >= {1}::timestamptz OR {0} IS NULL)").format(
             self.column, sql.Literal(first.isoformat())
         )
