@@ -64,6 +64,12 @@ PARAMS = {
         type="boolean",
         title="Make the vectors anew, changed or not",
     ),
+    "audit": Param(
+        False,
+        type="boolean",
+        title="Read every row of the source again",
+        description="Whatever the strategy of finding what changed would read.",
+    ),
     "dry_run": Param(
         False,
         type="boolean",
@@ -228,6 +234,7 @@ def _request(path: Path) -> Request:
         kind=kind if kind in ("scheduled", "backfill") else "manual",  # type: ignore[arg-type]
         window=window,
         reembed=params["reembed"],
+        audit=params["audit"],
         allow_deletes=params["allow_deletes"],
         dry_run=params["dry_run"],
         resolve=_connection,

@@ -12,8 +12,8 @@ from typing import Any, LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.staging import Target
 from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.target import Target
 from embedding_tasks.use_case import (
     Column,
     DeleteGuard,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psycopg
 
-from embedding_tasks import judgement, ledger, status, training
+from embedding_tasks import judgement, ledger, pruning, status, training
 from embedding_tasks.connections import (
     Connection,
     Resolve,
@@ -32,11 +32,11 @@ from embedding_tasks.errors import (
     ThresholdError,
 )
 from embedding_tasks.pipeline import Drained, Progress, Worker
-from embedding_tasks.staging import Target
 from embedding_tasks.store import trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.sync import Synced, sync
+from embedding_tasks.target import Target
 from embedding_tasks.use_case import PredictionColumn, UseCase, Window
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Request:
     kind: Literal["scheduled", "manual", "backfill", "cli"]
     window: Window | None = None
     reembed: bool = False
+    audit: bool = False
     allow_deletes: bool = False
     dry_run: bool = False
     resolve: Resolve | None = None
@@ -60,6 +61,11 @@ class Request:
             raise ConfigError(
                 f"use case {self.use_case.name!r} names no source.event_time, so there "
                 "is nothing a window or a backfill could select by"
+            )
+        if self.window is not None and self.audit:
+            raise ConfigError(
+                "an audit reads every row of the source; leave out since and until, "
+                "and do not ask for it in a backfill"
             )
 
     @property
@@ -123,6 +129,7 @@ def sync_stage(request: Request) -> dict[str, int]:
                 use_case,
                 window=request.window,
                 reembed=request.reembed,
+                audit=request.audit,
                 allow_deletes=request.allow_deletes,
             )
             counts = asdict(synced)
@@ -130,6 +137,9 @@ def sync_stage(request: Request) -> dict[str, int]:
                 counts |= _foreseen(store, live, use_case.batch.lease_seconds)
                 raise psycopg.Rollback
             _count(store, run_id, synced)
+        if not (request.dry_run or request.window):
+            with blame(store=store):
+                pruning.prune(store, use_case_id, use_case, conninfo)
     log.info("synced use_case=%s %s", use_case.name, _facts(counts))
     return counts
 

@@ -1,7 +1,9 @@
 """Streaming a relation of the source into temporary tables of the store.
 
     incoming         fields of the rows that may have changed
-    seen             every key there is, to find those that are gone
+    seen             every key there is, to find those that are gone; where they are
+                     not all read, those of `touched` that are there
+    touched          keys that have been looked for one by one
     incoming_label   the same two for a table of labels
     seen_label
 
@@ -12,19 +14,22 @@ block by block: no value is parsed on the way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
+from embedding_tasks import cursor
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SourceError
 from embedding_tasks.source import snapshot
+from embedding_tasks.source import strategy as strategies
 from embedding_tasks.source.extract import Extract
+from embedding_tasks.source.reading import Asked, Reading, decide, definition
 from embedding_tasks.source.snapshot import Position
-from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.source.strategy import Strategy
+from embedding_tasks.target import Target
 from embedding_tasks.use_case import Window
 
 log = logging.getLogger(__name__)
@@ -34,144 +39,125 @@ KEYS_PER_READ = 10_000
 # A btree takes 2,704 bytes a row, of which other columns need some.
 KEY_BYTES = 2_000
 
+_DEFERRED: LiteralString = (
+    "SELECT key FROM embedline.ledger WHERE model_version = ANY (%(versions)s)"
+    " AND pending AND dead_at IS NULL AND deferred"
+)
+
 _TABLES: dict[str, LiteralString] = {
     "incoming": """
         key text COLLATE "C", hashes bytea[], event_time timestamptz,
         environment text, link text, tags jsonb, label text, prediction text,
         score float8, data text[]""",
     "seen": 'key text COLLATE "C", early boolean NOT NULL',
+    "touched": 'key text COLLATE "C"',
     "incoming_label": 'key text COLLATE "C", label text, labeled_at timestamptz',
     "seen_label": 'key text COLLATE "C", early boolean NOT NULL',
 }
 
 
 @dataclass(frozen=True)
-class Target:
-    """The side of the store that one use case's sync writes to, inside one
-    transaction. Statements find `%(use_case)s`, `%(versions)s` (ids), `%(first)s` (the
-    id of the first feature's serving version) and `%(keep_labelled)s` (ids of the
-    versions that have vectors of labelled parts) filled in."""
+class Look:
+    """One look at the source: what it found where, and what it was asked for."""
 
-    store: Connection
-    use_case: int
-    versions: list[ModelVersion]
-    labelled_unit: str = "record"
-
-    @property
-    def keep_labelled(self) -> list[ModelVersion]:
-        """Those of which a record's labelled parts have a vector, whatever else."""
-        return [v for v in self.versions if v.keeps_labelled(self.labelled_unit)]
-
-    def execute(
-        self, statement: LiteralString | sql.SQL | sql.Composed, **more: Any
-    ) -> int:
-        """Returns the rows affected."""
-        return self.store.execute(statement, self._parameters(more)).rowcount
-
-    def rows(self, statement: LiteralString, **more: Any) -> list[tuple[Any, ...]]:
-        return self.store.execute(statement, self._parameters(more)).fetchall()
-
-    def value(self, statement: LiteralString, **more: Any) -> Any:
-        return self.rows(statement, **more)[0][0]
-
-    def _parameters(self, more: dict[str, Any]) -> dict[str, Any]:
-        ids = [version.id for version in self.versions]
-        keep = [version.id for version in self.keep_labelled]
-        return {
-            "use_case": self.use_case,
-            "versions": ids,
-            "first": ids[0],
-            "keep_labelled": keep,
-            **more,
-        }
+    connection: Connection
+    position: Position
+    asked: Asked
 
 
 @dataclass(frozen=True)
 class Staged:
-    """`full`: every row is in `incoming`, not only those that may have changed."""
+    """`full`: every row is in `incoming`, not only those that may have changed;
+    `keys`: which of them `seen` tells of."""
 
     full: bool
+    keys: Literal["all", "touched", "none"]
     unusable_keys: int
 
 
-def stage_records(
-    target: Target, connection: Connection, records: Extract, window: Window | None
+def stage_window(
+    target: Target, look: Look, records: Extract, window: Window
 ) -> Staged:
-    _create(target, "incoming", "seen")
-    if window is not None:
-        _copy(
-            target, connection, records, "incoming", records.of_window(**dict(window))
-        )
-        unusable_keys = _check_keys(target, records, "incoming")
-        return Staged(full=False, unusable_keys=unusable_keys)
-    full = _stage(target, connection, records, "records", known=_unknown_records)
+    _create(target, "incoming")
+    rows = records.of_window(**dict(window))
+    _copy(target, look.connection, records, "incoming", rows)
+    unusable_keys = _check_keys(target, records, "incoming")
+    return Staged(full=False, keys="none", unusable_keys=unusable_keys)
+
+
+def stage_records(
+    target: Target, look: Look, records: Extract, strategy: Strategy
+) -> Staged:
+    _create(target, "incoming", "seen", "touched")
+    reading = _stage(target, look, records, strategy, "records")
+    if not reading.full:
+        _look_up(target, look.connection, records, reading)
     _forget_early(target, records)
+    tables = ("incoming", "seen") if reading.key_scan else ("seen", "incoming")
     return Staged(
-        full=full, unusable_keys=_check_keys(target, records, "incoming", "seen")
+        full=reading.full,
+        keys="all" if reading.key_scan else "touched",
+        unusable_keys=_check_keys(target, records, *tables),
     )
 
 
-def stage_labels(target: Target, connection: Connection, labels: Extract) -> None:
+def stage_labels(target: Target, look: Look, labels: Extract) -> None:
     _create(target, "incoming_label", "seen_label")
-    _stage(target, connection, labels, "labels", known=_unknown_labels)
+    reading = _stage(target, look, labels, strategies.of_labels(labels), "labels")
+    if not reading.full:
+        for keys in _parts(_unknown_labels(target)):
+            rows = labels.of_keys(keys)
+            _copy(target, look.connection, labels, "incoming_label", rows)
     _check_keys(target, labels, "incoming_label", "seen_label")
 
 
 def _stage(
     target: Target,
-    connection: Connection,
+    look: Look,
     extract: Extract,
+    strategy: Strategy,
     relation: Literal["records", "labels"],
-    known: Callable[[Target], list[str]],
-) -> bool:
+) -> Reading:
     incoming, seen = _names(relation)
-    position = snapshot.position(connection)
-    cursor = _cursor(target, relation)
-    reason = _why_full(extract, cursor, position)
-    if reason or cursor is None:
-        _copy(target, connection, extract, incoming, extract.everything())
-    else:
-        changed = extract.changed_since(cursor.horizon)
-        _copy(target, connection, extract, incoming, changed)
-    _copy(target, connection, extract, seen, extract.keys())
+    connection, position = look.connection, look.position
+    last = cursor.load(target, relation)
+    reading = decide(connection, extract, strategy, position, last, look.asked)
+    _copy(target, connection, extract, incoming, reading.rows)
+    if reading.key_scan:
+        _copy(target, connection, extract, seen, extract.keys())
     target.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(seen)))
-    if not reason:
-        # A filter that looks at the clock or at another table lets old rows through,
-        # and a store can lose rows: what is not known is read, whatever its age.
-        unknown = known(target)
-        for start in range(0, len(unknown), KEYS_PER_READ):
-            keys = unknown[start : start + KEYS_PER_READ]
-            _copy(target, connection, extract, incoming, extract.of_keys(keys))
-    _save_cursor(target, relation, extract, position, full=bool(reason))
+    cursor.save(target, relation, definition(extract, strategy), position, reading)
     log.info(
-        "read relation=%s name=%s how=%s",
-        *(relation, extract.relation.name, reason or "changes since the last sync"),
+        "read relation=%s name=%s strategy=%s how=%s",
+        *(relation, extract.relation.name, strategy.name, reading.why),
     )
-    return bool(reason)
+    return reading
 
 
-@dataclass(frozen=True)
-class _Cursor:
-    definition: Any
-    server: str
-    horizon: int
+def _look_up(
+    target: Target, connection: Connection, records: Extract, reading: Reading
+) -> None:
+    """Reads by their keys what must be known whatever the strategy has found: a filter
+    that looks at the clock or at another table lets old rows through, a store can lose
+    rows, and a worker may have found a record changed that no timestamp tells of."""
+    if reading.key_scan:
+        for keys in _parts(_unknown_records(target)):
+            _copy(target, connection, records, "incoming", records.of_keys(keys))
+        return
+    if reading.touched is not None and reading.present is not None:
+        _copy(target, connection, records, "touched", reading.touched)
+        present = records.keys(reading.present)
+        _copy(target, connection, records, "seen", present)
+    for keys in _parts(_deferred_records(target)):
+        target.execute("INSERT INTO touched SELECT unnest(%(keys)s::text[])", keys=keys)
+        _copy(target, connection, records, "incoming", records.of_keys(keys))
+        present = records.keys(records.has_key(keys))
+        _copy(target, connection, records, "seen", present)
 
 
-def _why_full(
-    extract: Extract, cursor: _Cursor | None, position: Position
-) -> str | None:
-    """Why every row must be read, or None where those past the horizon are enough."""
-    if extract.strategy == "scan":
-        return "all: strategy is scan"
-    if cursor is None:
-        return "all: first sync"
-    if cursor.definition != extract.definition:
-        return "all: the relation or the use case has changed"
-    if cursor.server != position.server:
-        return "all: the source is another server, or was restarted"
-    if not 0 <= position.horizon - cursor.horizon < 2**31:
-        return "all: the horizon went backwards or too far"
-    return None
+def _parts(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), KEYS_PER_READ):
+        yield keys[start : start + KEYS_PER_READ]
 
 
 def _names(relation: str) -> tuple[str, str]:
@@ -198,8 +184,9 @@ def _copy(
     table: str,
     select: sql.Composable,
 ) -> None:
-    everything = table.startswith("incoming")
-    names = ["key", *extract.fields] if everything else ["key", "early"]
+    names = ["key", *(extract.fields if "incoming" in table else [])]
+    if "seen" in table:
+        names.append("early")
     into = sql.SQL("COPY {} ({}) FROM STDIN").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, names))
     )
@@ -261,12 +248,22 @@ def _forget_early(target: Target, records: Extract) -> None:
 
 
 def _unknown_records(target: Target) -> list[str]:
+    """Those the ledger does not know, and those a worker has put off."""
     rows = target.rows(
-        "SELECT key FROM seen s WHERE octet_length(key) <= %(most)s AND NOT early"
-        " AND NOT EXISTS (SELECT FROM embedline.ledger l"
+        "SELECT key FROM seen s WHERE octet_length(key) <= %(most)s"
+        " AND (NOT early AND NOT EXISTS (SELECT FROM embedline.ledger l"
         "   WHERE l.model_version = ANY (%(versions)s) AND l.key = s.key)"
+        f"  OR key IN ({_DEFERRED}))"
         " AND NOT EXISTS (SELECT FROM incoming i WHERE i.key = s.key)",
         most=KEY_BYTES,
+    )
+    return [key for (key,) in rows]
+
+
+def _deferred_records(target: Target) -> list[str]:
+    rows = target.rows(
+        f"SELECT DISTINCT key FROM ({_DEFERRED}) AS d"
+        " WHERE NOT EXISTS (SELECT FROM incoming i WHERE i.key = d.key)"
     )
     return [key for (key,) in rows]
 
@@ -284,35 +281,5 @@ def _unknown_labels(target: Target) -> list[str]:
 
 def kept_data(target: Target) -> Any:
     """What the last sync was told to keep of the inputs; None before the first."""
-    cursor = _cursor(target, "records")
-    return cursor.definition["data"] if cursor else None
-
-
-def _cursor(target: Target, relation: str) -> _Cursor | None:
-    rows = target.rows(
-        "SELECT definition, server, horizon::text::bigint"
-        " FROM embedline.source_cursor"
-        " WHERE use_case = %(use_case)s AND relation = %(relation)s",
-        relation=relation,
-    )
-    return _Cursor(*rows[0]) if rows else None
-
-
-def _save_cursor(
-    target: Target, relation: str, extract: Extract, position: Position, full: bool
-) -> None:
-    target.execute(
-        "INSERT INTO embedline.source_cursor AS c"
-        " (use_case, relation, definition, server, horizon)"
-        " VALUES (%(use_case)s, %(relation)s, %(definition)s, %(server)s,"
-        "  %(horizon)s::text::xid8)"
-        " ON CONFLICT (use_case, relation) DO UPDATE SET"
-        "  definition = EXCLUDED.definition, horizon = EXCLUDED.horizon,"
-        "  server = EXCLUDED.server, synced_at = now(),"
-        "  full_at = CASE WHEN %(full)s THEN now() ELSE c.full_at END",
-        relation=relation,
-        definition=Jsonb(extract.definition),
-        server=position.server,
-        horizon=position.horizon,
-        full=full,
-    )
+    last = cursor.load(target, "records")
+    return last.definition["data"] if last else None

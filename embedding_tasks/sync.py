@@ -10,7 +10,8 @@ of their own, which see what a worker has written meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
 from operator import not_
@@ -19,10 +20,14 @@ from psycopg import sql
 
 from embedding_tasks import facts, staging
 from embedding_tasks.connections import blame
-from embedding_tasks.source import extract, snapshot
-from embedding_tasks.staging import Target
+from embedding_tasks.source import extract, snapshot, timestamp
+from embedding_tasks.source import strategy as strategies
+from embedding_tasks.source.extract import Extract
+from embedding_tasks.source.reading import Asked
+from embedding_tasks.staging import Look, Staged
 from embedding_tasks.store import versions
 from embedding_tasks.store.write import write_data
+from embedding_tasks.target import Target
 from embedding_tasks.use_case import (
     Column,
     LabelTable,
@@ -56,6 +61,7 @@ def sync(
     *,
     window: Window | None = None,
     reembed: bool = False,
+    audit: bool = False,
     allow_deletes: bool = False,
 ) -> Synced:
     """Bring the ledger in step with the source; call in a transaction of the store,
@@ -63,29 +69,24 @@ def sync(
 
     With a `window` its records alone are enqueued, at low priority: no deletes are
     looked for and the cursor stays. `reembed` makes the vectors of the window, or of
-    everything, anew. Raises `SourceError` or `DatabaseAway`; roll back, and nothing
-    has changed.
+    everything, anew; `audit` reads every row again, whatever the cursor says. Raises
+    `SourceError` or `DatabaseAway`; roll back, and nothing has changed.
     """
+    asked = Asked(audit, key_scan=_were_withheld(target))
     with (
-        snapshot.take(conninfo) as connection,
-        blame(source=connection, store=target.store),
+        _look(conninfo, use_case, asked) as look,
+        blame(source=look.connection, store=target.store),
     ):
+        connection = look.connection
         kept = staging.kept_data(target)
         refresh = kept not in (None, extract.kept_data(use_case))
-        records = extract.records(
-            connection,
-            use_case,
-            forms=[version.form for version in target.versions],
-            with_data=refresh,
-        )
-        staged = staging.stage_records(target, connection, records, window)
-        if isinstance(use_case.label, LabelTable) and window is None:
-            found = extract.labels(connection, use_case, use_case.label)
-            staging.stage_labels(target, connection, found)
+        forms = [version.form for version in target.versions]
+        records = extract.records(connection, use_case, forms=forms, with_data=refresh)
+        staged = _stage(target, look, records, use_case, window)
         facts.compare_labels(target, use_case)
         again = reembed and window is not None
         new, changed = _compare(target, records.followed, reembed=again)
-        withheld = _find_vanished(target, use_case, window, allow_deletes)
+        withheld = _find_vanished(target, use_case, staged, allow_deletes)
         withdrawn, labels_withheld = facts.find_withdrawn(
             target,
             use_case,
@@ -117,6 +118,35 @@ def sync(
         labels_withheld=labels_withheld,
         unusable_keys=staged.unusable_keys,
     )
+
+
+@contextmanager
+def _look(conninfo: str, use_case: UseCase, asked: Asked) -> Iterator[Look]:
+    source = use_case.source
+    with snapshot.opened(conninfo) as connection:
+        # before the snapshot: `timestamp` says why
+        by_time = source.strategy == "timestamp"
+        bound = timestamp.bound(connection, source.slack_seconds) if by_time else None
+        with snapshot.look(connection):
+            yield Look(connection, snapshot.position(connection, bound), asked)
+
+
+def _stage(
+    target: Target,
+    look: Look,
+    records: Extract,
+    use_case: UseCase,
+    window: Window | None,
+) -> Staged:
+    if window is not None:
+        return staging.stage_window(target, look, records, window)
+    forms = [version.form for version in target.versions]
+    strategy = strategies.of_records(look.connection, records, use_case, forms)
+    staged = staging.stage_records(target, look, records, strategy)
+    if isinstance(use_case.label, LabelTable):
+        labels = extract.labels(look.connection, use_case, use_case.label)
+        staging.stage_labels(target, look, labels)
+    return staged
 
 
 def _compare(
@@ -156,18 +186,20 @@ def _compare(
 
 
 def _find_vanished(
-    target: Target, use_case: UseCase, window: Window | None, allow_deletes: bool
+    target: Target, use_case: UseCase, staged: Staged, allow_deletes: bool
 ) -> int:
     """Records the source no longer has, in `vanished`. Returns how many deletions the
     guard withholds; then `vanished` is empty."""
     target.execute('CREATE TEMP TABLE vanished (key text COLLATE "C") ON COMMIT DROP')
-    if window is not None:
+    if staged.keys == "none":
         return 0
     found = target.execute(
         "INSERT INTO vanished SELECT key FROM ("
         "  SELECT key FROM embedline.ledger WHERE model_version = ANY (%(versions)s)"
         "  UNION SELECT key FROM embedline.record WHERE use_case = %(use_case)s) AS k"
         " WHERE NOT EXISTS (SELECT FROM seen s WHERE s.key = k.key)"
+        " AND (%(all)s OR key IN (SELECT t.key FROM touched t))",
+        all=staged.keys == "all",
     )
     known = target.value(
         "SELECT count(*) FROM embedline.record WHERE use_case = %(use_case)s"
@@ -179,6 +211,17 @@ def _find_vanished(
         withheld = found
     target.execute("ANALYZE vanished")
     return withheld
+
+
+def _were_withheld(target: Target) -> bool:
+    """Then all keys are needed: the strategy may have told of these once, and will not
+    again."""
+    return bool(
+        target.value(
+            "SELECT deletes_withheld > 0 FROM embedline.use_case"
+            " WHERE id = %(use_case)s"
+        )
+    )
 
 
 def _remember_withheld(target: Target, records: int, labels: int) -> None:

@@ -25,6 +25,9 @@ def run(
     reembed: Annotated[
         bool, typer.Option(help="make these vectors anew, changed or not")
     ] = False,
+    audit: Annotated[
+        bool, typer.Option(help="read every row of the source again")
+    ] = False,
     allow_deletes: Annotated[
         bool, typer.Option(help="let the delete guard pass, this once")
     ] = False,
@@ -42,6 +45,7 @@ def run(
         kind="cli",
         window=Window.parse(since, until),
         reembed=reembed,
+        audit=audit,
         allow_deletes=allow_deletes,
         dry_run=dry_run,
     )

@@ -15,6 +15,7 @@ from embedding_tasks.connections import Connection, blame, connect
 from embedding_tasks.errors import SourceError
 from embedding_tasks.inputs import Part
 from embedding_tasks.source.extract import Extract
+from embedding_tasks.source.timestamp import Bound
 
 # Keys and inputs are compared as text, so their text form must not depend on the
 # server's or the role's settings.
@@ -31,10 +32,12 @@ SET LOCAL extra_float_digits = 1;
 class Position:
     """Where a snapshot of the source stands. `server` is the cluster's identifier and
     when it was started: a copy put back from a backup has the same identifier, and
-    its transaction ids may have caught up with the horizon already."""
+    its transaction ids may have caught up with the horizon already. `bound` is known
+    where the strategy is `timestamp`."""
 
     server: str
     horizon: int
+    bound: Bound | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,25 @@ class Input:
 def take(conninfo: str) -> Iterator[Connection]:
     """One consistent look at the source. Raises `DatabaseAway` for its own trouble;
     blame other connections inside."""
+    with opened(conninfo) as connection, look(connection):
+        yield connection
+
+
+@contextmanager
+def opened(conninfo: str) -> Iterator[Connection]:
+    """The source, before it is looked at."""
     connection = connect(conninfo, role="source")
     with blame(source=connection), connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        with connection.transaction():
-            connection.execute(_SESSION)
-            yield connection
+        yield connection
+
+
+@contextmanager
+def look(connection: Connection) -> Iterator[None]:
+    with connection.transaction():
+        connection.execute(_SESSION)
+        yield
 
 
 @contextmanager
@@ -74,12 +89,12 @@ def refusals(connection: Connection, extract: Extract) -> Iterator[None]:
         raise SourceError(f"{extract.relation.name}: {message}") from error
 
 
-def position(connection: Connection) -> Position:
+def position(connection: Connection, bound: Bound | None = None) -> Position:
     row = connection.execute(
         "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
     ).fetchone()
     assert row is not None
-    return Position(_server(connection), row[0])
+    return Position(_server(connection), row[0], bound)
 
 
 def _server(connection: Connection) -> str:

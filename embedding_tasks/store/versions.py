@@ -129,6 +129,14 @@ def live(store: Connection, use_case: int) -> list[ModelVersion]:
     return _fetch(store, statement, [use_case])
 
 
+def live_by_name(store: Connection, name: str) -> list[ModelVersion]:
+    """None where the store does not know the use case."""
+    row = store.execute(
+        "SELECT id FROM embedline.use_case WHERE name = %s", [name]
+    ).fetchone()
+    return live(store, row[0]) if row else []
+
+
 def active(store: Connection, name: str, feature: str | None = None) -> ModelVersion:
     """The serving version of a feature, the first one unless it is named."""
     serving = [v for v in live(store, use_case_id(store, name)) if v.serves]

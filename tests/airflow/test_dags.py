@@ -30,7 +30,9 @@ def test_every_use_case_is_a_dag_of_four_tasks(
     assert dag.get_task("embed").partial_kwargs["pool"] == "gpu"
     assert [a.name for a in dag.get_task("publish").outlets] == ["messages_embeddings"]
     assert type(dag.timetable).__name__ == "CronDataIntervalTimetable"
-    assert {*dag.params} == {"since", "until", "reembed", "dry_run", "allow_deletes"}
+    assert {*dag.params} == {
+        *("since", "until", "reembed", "audit", "dry_run", "allow_deletes"),
+    }
 
 
 def test_a_use_case_that_learns_is_trained_before_it_is_synced(
