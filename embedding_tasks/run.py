@@ -126,6 +126,8 @@ def sync_stage(request: Request) -> dict[str, int]:
             )
             for version in (v for v in live if v.id not in before):
                 retired.drop_outdated(store, version)
+            # last: whoever asks a view waits from here on
+            versions.refresh_views(store, use_case_id, request.prediction_from_source)
             counts = asdict(synced)
             if request.dry_run:
                 counts |= _foreseen(store, live)

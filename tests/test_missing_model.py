@@ -45,7 +45,7 @@ def test_the_other_features_are_followed_and_the_run_says_what_is_missing(
     full_use_case: Project, two: Path, db: Connection, store: Connection
 ) -> None:
     full_use_case.run()
-    away = two.rename(two.with_name("away"))
+    away = two.rename(f"{two}_away")
     db.execute("DELETE FROM messages WHERE id = 6")
     db.execute("UPDATE messages SET body = 'other words' WHERE id = 7")
     with pytest.raises(ModelError, match=r"feature 'who': encoder\.model: .* is no"):
@@ -68,7 +68,7 @@ def test_another_feature_s_new_version_is_built_and_serves(
     full_use_case: Project, two: Path, store: Connection
 ) -> None:
     full_use_case.run()
-    two.rename(two.with_name("away"))
+    two.rename(f"{two}_away")
     full_use_case.use_case(features={"body": {"normalize": True}})
     with pytest.raises(ModelError, match="feature 'who'"):
         full_use_case.run()
@@ -81,7 +81,7 @@ def test_another_feature_s_new_version_is_built_and_serves(
 def test_a_feature_that_never_had_a_model_comes_when_it_has_one(
     full_use_case: Project, two: Path, store: Connection
 ) -> None:
-    away = two.rename(two.with_name("away"))
+    away = two.rename(f"{two}_away")
     with pytest.raises(ModelError, match="feature 'who'"):
         full_use_case.run()
     assert live(store) == [("body", 1, "active", 120, 120)]
@@ -99,7 +99,7 @@ def test_deletes_reach_the_store_though_the_one_model_is_away(
     folder = Path(make_model(seed=22))
     full_use_case.use_case(encoder={"model": str(folder)})
     full_use_case.run()
-    away = folder.rename(folder.with_name("away"))
+    away = folder.rename(f"{folder}_away")
     db.execute("DELETE FROM messages WHERE id = 6")
     with pytest.raises(ModelError, match=r"is no folder with a model"):
         full_use_case.run()

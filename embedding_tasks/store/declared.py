@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from embedding_tasks.connections import Connection
 from embedding_tasks.store import retired, versions
 from embedding_tasks.store.versions import ModelVersion, Recipe
-from embedding_tasks.use_case import PredictionColumn, UseCase
+from embedding_tasks.use_case import UseCase
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,6 @@ def ensure(
         " WHERE use_case = %s AND state <> 'retired' AND distance <> %s",
         [distance, use_case_id, distance],
     )
-    from_source = isinstance(use_case.prediction, PredictionColumn)
-    versions.refresh_views(store, use_case_id, from_source)
     return versions.live(store, use_case_id)
 
 
