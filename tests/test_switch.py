@@ -13,7 +13,7 @@ import pytest
 
 from embedding_tasks import promotion, run, search
 from embedding_tasks.connections import Connection, connect
-from embedding_tasks.errors import SearchError
+from embedding_tasks.errors import SearchError, TransientError
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from tests.fix_project import Project
@@ -152,6 +152,32 @@ def test_a_query_through_the_view_waits_for_a_switch_and_sees_the_new_version_wh
     np.testing.assert_allclose(
         [wanted[key] for key, *_ in after], [d for *_, d in after], atol=1e-5
     )
+
+
+def test_a_promotion_behind_a_long_query_keeps_nobody_else_waiting(
+    ready: Project,
+    store: Connection,
+    store_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with connect(store_dsn, role="reader") as reader, ThreadPoolExecutor(1) as pool:
+        with reader.transaction():
+            reader.execute("SELECT FROM embeddings.messages")
+            promoting = pool.submit(run.promote, ready.request())
+            for _ in range(20):
+                row = store.execute(
+                    "SELECT count(*), min(model_version) FROM embeddings.messages"
+                ).fetchone()
+                assert row == (120, 1)
+                time.sleep(0.1)
+            assert not promoting.done()
+        assert [v.version for v in promoting.result()] == [2]
+    monkeypatch.setattr(versions, "VIEW_ATTEMPTS", 1)
+    with connect(store_dsn, role="reader") as reader, reader.transaction():
+        reader.execute("SELECT FROM embeddings.messages")
+        with pytest.raises(TransientError, match="or an open transaction holds it"):
+            promotion.rollback(ready.request())
+    assert promotion.rollback(ready.request()).back.version == 1
 
 
 def test_questions_under_a_switch_are_all_answered_by_one_version(

@@ -7,6 +7,7 @@ in one table; another fingerprint is another version, filled beside the serving 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,19 @@ from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import SearchError, StoreError, valid_choices
+from embedding_tasks.errors import (
+    SearchError,
+    StoreError,
+    TransientError,
+    valid_choices,
+)
 from embedding_tasks.inputs import Form
 
 log = logging.getLogger(__name__)
+
+# A view in use is asked for so often, with a pause (seconds) for those behind us.
+VIEW_ATTEMPTS = 30
+VIEW_PAUSE = 1.0
 
 COLUMNS = sql.SQL(
     "id, use_case, feature, unit, version, fingerprint, spec, dims, storage, distance,"
@@ -148,6 +158,32 @@ def active(store: Connection, name: str, feature: str | None = None) -> ModelVer
 
 
 def refresh_views(
+    store: Connection, use_case: int, prediction_from_source: bool
+) -> None:
+    """Makes the views of the serving versions; for the rest of the transaction whoever
+    asks one that has changed waits. Raises `TransientError` where somebody has held one
+    all the while: to wait for him in a single stretch would have all others wait."""
+    for _ in range(VIEW_ATTEMPTS):
+        try:
+            with store.transaction():
+                _set_lock_timeout(store, "1s")
+                _refresh_views(store, use_case, prediction_from_source)
+                _set_lock_timeout(store, "0")
+        except psycopg.errors.LockNotAvailable:
+            time.sleep(VIEW_PAUSE)
+        else:
+            return
+    raise TransientError(
+        "a view of the use case must be made anew, but a query or an open transaction "
+        "holds it; pg_stat_activity names it, and the next run tries again"
+    )
+
+
+def _set_lock_timeout(store: Connection, limit: str) -> None:
+    store.execute("SELECT set_config('lock_timeout', %s, true)", [limit])
+
+
+def _refresh_views(
     store: Connection, use_case: int, prediction_from_source: bool
 ) -> None:
     try:
