@@ -182,12 +182,12 @@ def _make_way(store: Connection, serving: ModelVersion) -> None:
 def _bring_up_to_date(
     store: Connection, request: Request, serving: ModelVersion, back: ModelVersion
 ) -> None:
-    unit = request.use_case.first_feature.unit
-    retired.take_up(store, back, serving, labelled_unit=unit, state="building")
+    retired.take_up(store, back, serving, request.use_case, "building")
     if not serving.has_inputs_of(back):
         conninfo = for_source(request.use_case.source, request.resolve)
         _require_columns(request, conninfo, back)
         live = versions.live(store, back.use_case)
+        unit = request.use_case.first_feature.unit
         sync(Target(store, back.use_case, live, unit), conninfo, request.use_case)
     retired.drop_outdated(store, back)
 

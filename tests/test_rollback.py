@@ -345,6 +345,17 @@ def test_a_rollback_that_was_agreed_to_is_no_other(
     assert states(store) == [(3, "active")]
 
 
+@pytest.mark.parametrize(("kept", "shown"), [("none", None), (7, "message")])
+def test_what_is_not_to_be_kept_any_more_does_not_come_back(
+    switched: Project, store: Connection, kept: Any, shown: Any
+) -> None:
+    switched.use_case(storage={"data": kept})
+    switched.run()
+    promotion.rollback(switched.request())
+    rows = store.execute("SELECT DISTINCT data FROM embeddings.messages")
+    assert rows.fetchall() == [(shown,)]
+
+
 def test_of_several_features_one_is_named(
     full_use_case: Project, store: Connection
 ) -> None:

@@ -180,6 +180,23 @@ def test_a_promotion_behind_a_long_query_keeps_nobody_else_waiting(
     assert promotion.rollback(ready.request()).back.version == 1
 
 
+def test_a_prepared_query_for_embeddings_themselves_is_prepared_again(
+    ready: Project, store: Connection, store_dsn: str
+) -> None:
+    """Postgres fixes the type of its columns, dimension included."""
+    question = "SELECT embedding::text, embedding FROM embeddings.messages LIMIT 1"
+    with connect(store_dsn, role="reader") as reader:
+        reader.execute(f"PREPARE question AS {question}")
+        reader.execute("EXECUTE question")
+        serving, other = versions.live(store, versions.use_case_id(store, "messages"))
+        run.promote(ready.request())
+        if serving.dims != other.dims:
+            with pytest.raises(psycopg.errors.FeatureNotSupported, match="result type"):
+                reader.execute("EXECUTE question")
+            reader.execute(f"DEALLOCATE question; PREPARE question AS {question}")
+        assert reader.execute("EXECUTE question").fetchone()
+
+
 def test_questions_under_a_switch_are_all_answered_by_one_version(
     ready: Project, store: Connection, store_dsn: str
 ) -> None:

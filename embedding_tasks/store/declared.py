@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -114,11 +115,8 @@ def _made_before(
         return None
     if not (found and vouched):
         return _create(store, wanted, serving)
-    revived = retired.take_up(
-        *(store, found, serving),
-        labelled_unit=wanted.use_case.first_feature.unit,
-        state="building" if serving else "active",
-    )
+    state: Literal["building", "active"] = "building" if serving else "active"
+    revived = retired.take_up(store, found, serving, wanted.use_case, state)
     log.info(
         "revived model version use_case=%s version=%d state=%s fingerprint=%s",
         *(wanted.use_case.name, revived.version, revived.state),

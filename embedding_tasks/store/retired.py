@@ -16,6 +16,7 @@ from psycopg import sql
 from embedding_tasks.connections import Connection
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import COLUMNS, ModelVersion
+from embedding_tasks.use_case import UseCase
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,7 @@ def take_up(
     store: Connection,
     version: ModelVersion,
     serving: ModelVersion | None,
-    *,
-    labelled_unit: str,
+    use_case: UseCase,
     state: Literal["building", "active"],
 ) -> ModelVersion:
     """Gives it a ledger and has it follow the source again. Where it shares no columns
@@ -100,10 +100,11 @@ def take_up(
             "serving": serving and serving.id,
             "same": same,
             # labels were not followed, and say which parts have a vector
-            "labelled": version.keeps_labelled(labelled_unit),
+            "labelled": version.keeps_labelled(use_case.first_feature.unit),
             "priority": 0 if state == "active" else BUILDING_PRIORITY,
         },
     )
+    _keep_no_more(store, version, use_case.storage.data)
     if not same:
         versions.read_everything(store, version.use_case)
     return versions.fetch(
@@ -117,6 +118,21 @@ def take_up(
         ).format(COLUMNS),
         {"id": version.id, "state": state},
     )[0]
+
+
+def _keep_no_more(store: Connection, version: ModelVersion, data: str | int) -> None:
+    """The use case may have been told meanwhile to keep less of the inputs."""
+    if data == "none":
+        store.execute(
+            "UPDATE embedline.input SET data = NULL WHERE model_version = %s",
+            [version.id],
+        )
+    elif data != "all":
+        store.execute(
+            "UPDATE embedline.input SET data = left(data, %(most)s)"
+            " WHERE model_version = %(id)s AND length(data) > %(most)s",
+            {"id": version.id, "most": data},
+        )
 
 
 def drop_outdated(store: Connection, version: ModelVersion) -> None:
