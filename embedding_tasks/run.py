@@ -111,7 +111,8 @@ def sync_stage(request: Request) -> dict[str, int]:
         counts: dict[str, int] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
-            before = {version.id for version in versions.live(store, use_case_id)}
+            live = versions.live(store, use_case_id)
+            before = {v.id for v in live if v.feature in use_case.all_features}
             if missing and (request.dry_run or not (recipes or before)):
                 raise next(iter(missing.values()))
             whole = request.window is None

@@ -128,6 +128,20 @@ def test_where_nothing_serves_the_sync_itself_fails(
     assert live(store) == []
 
 
+def test_a_feature_that_is_renamed_goes_when_the_new_one_has_a_model(
+    full_use_case: Project, two: Path, store: Connection
+) -> None:
+    del full_use_case.raw["features"]["who"]
+    full_use_case.use_case()
+    full_use_case.run()
+    body = full_use_case.raw["features"].pop("body")
+    nowhere = {"encoder": {"model": "./nowhere"}}
+    full_use_case.use_case(features={"text": {**body, **nowhere}})
+    with pytest.raises(ModelError, match="is no folder with a model"):
+        run.sync_stage(full_use_case.request())
+    assert live(store) == [("body", 1, "active", 120, 120)]
+
+
 def test_a_model_that_is_out_of_reach_for_now_is_asked_for_again(
     full_use_case: Project,
     db: Connection,

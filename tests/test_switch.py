@@ -85,6 +85,26 @@ def test_an_answer_is_of_the_version_its_query_s_snapshot_has(
             assert found == before[1:]
 
 
+@pytest.mark.parametrize(
+    "question", ["nearest('messages', %s::vector, 5)", "neighbors('messages', '7', 5)"]
+)
+def test_a_question_whose_version_is_dropped_beneath_it_says_so(
+    ready: Project, store: Connection, store_dsn: str, question: str
+) -> None:
+    given = [vector_of(store, 1)] if "%s" in question else []
+    ready.use_case(keep_retired_days=0, auto_promote=True)
+    with connect(store_dsn, role="reader") as reader:
+        reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with reader.transaction():
+            reader.execute("SELECT count(*) FROM embedline.model_version")
+            ready.run()
+            with pytest.raises(
+                psycopg.errors.ObjectNotInPrerequisiteState,
+                match="model version 1 of 'messages' was dropped while it was being",
+            ):
+                reader.execute(f"SELECT FROM embeddings.{question}", given)
+
+
 def test_a_store_whose_views_are_still_to_be_made_anew_is_searched_by_name(
     full_use_case: Project, store: Connection
 ) -> None:

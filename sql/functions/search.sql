@@ -89,6 +89,11 @@ BEGIN
         -- a store made anew by an upgrade keeps the text from the next sync on
         coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = vectors),
                  format('TABLE embeddings.%I', vectors))) USING query, k;
+EXCEPTION WHEN undefined_table THEN
+    RAISE EXCEPTION 'model version % of % was dropped while it was being asked',
+        version.version, quote_literal(use_case)
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+              HINT = 'another version serves by now: ask again';
 END
 $$;
 COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int) IS
@@ -125,6 +130,11 @@ BEGIN
             neighbors.use_case, query, neighbors.k + 1, neighbors.feature, version.version) n
          WHERE (n.key, n.unit) <> (neighbors.key, neighbors.unit)
          LIMIT neighbors.k;
+EXCEPTION WHEN undefined_table THEN
+    RAISE EXCEPTION 'model version % of % was dropped while it was being asked',
+        version.version, quote_literal(neighbors.use_case)
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+              HINT = 'another version serves by now: ask again';
 END
 $$;
 COMMENT ON FUNCTION embeddings.neighbors(text, text, int, int, text) IS
