@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import psycopg
+from psycopg.types.json import Jsonb
 
-from embedding_tasks import judgement, ledger, pruning, status, training
+from embedding_tasks import judgement, ledger, promotion, pruning, status, training
 from embedding_tasks.connections import (
     Connection,
     Resolve,
@@ -28,11 +29,13 @@ from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import (
     ConfigError,
     DatabaseAway,
-    StoreError,
-    ThresholdError,
+    EmbedlineError,
+    ModelError,
+    TransientError,
 )
 from embedding_tasks.pipeline import Drained, Progress, Worker
-from embedding_tasks.store import trained, versions
+from embedding_tasks.promotion import promote as promote
+from embedding_tasks.store import declared, retired, trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.sync import Synced, sync
@@ -110,19 +113,16 @@ def sync_stage(request: Request) -> dict[str, int]:
             known = trained.digests(store, use_case)
         if request.dry_run and (waiting := recipe.untrained(use_case, known)):
             return {"to_train": len(waiting)}
-        made = recipe.all_of(use_case, request.resolve, trained=known)
+        recipes, missing = recipe.found(use_case, request.resolve, trained=known)
         counts: dict[str, int] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
-            live = versions.ensure(
-                store,
-                use_case_id,
-                use_case.name,
-                made,
-                storage=use_case.storage.type,
-                distance=use_case.storage.distance,
-                prediction_from_source=request.prediction_from_source,
-            )
+            live = versions.live(store, use_case_id)
+            before = {v.id for v in live if v.feature in use_case.all_features}
+            if missing and (request.dry_run or not (recipes or before)):
+                raise next(iter(missing.values()))
+            whole = request.window is None
+            live = declared.ensure(store, use_case_id, use_case, recipes, whole=whole)
             synced = sync(
                 Target(store, use_case_id, live, use_case.first_feature.unit),
                 conninfo,
@@ -132,14 +132,22 @@ def sync_stage(request: Request) -> dict[str, int]:
                 audit=request.audit,
                 allow_deletes=request.allow_deletes,
             )
+            for version in (v for v in live if v.id not in before):
+                retired.drop_outdated(store, version)
+            # last: whoever asks a view waits from here on
+            versions.refresh_views(store, use_case_id, request.prediction_from_source)
             counts = asdict(synced)
             if request.dry_run:
                 counts |= _foreseen(store, live, use_case.batch.lease_seconds)
                 raise psycopg.Rollback
             _count(store, run_id, synced)
+            _remember_missing(store, run_id, missing)
         if not (request.dry_run or request.window):
             with blame(store=store):
                 pruning.prune(store, use_case_id, use_case, conninfo)
+    for error in missing.values():
+        if isinstance(error, TransientError):
+            raise error  # what could be followed was; a retry may find the rest
     log.info("synced use_case=%s %s", use_case.name, _facts(counts))
     return counts
 
@@ -212,15 +220,19 @@ def embed_stage(
 
 
 def publish_stage(request: Request) -> dict[str, Any]:
-    """Says how the run ended: promotes a finished model version, and raises
-    `ThresholdError` when more is left undone than the use case allows."""
+    """Says how the run ended: promotes a finished model version, drops those retired
+    long ago, and raises `ModelError` where a model was missing, `ThresholdError` when
+    more is left undone than the use case allows."""
     with (
         request.open_store() as store,
         _recorded(store, request, "publish") as run_id,
         blame(store=store),
     ):
         use_case_id = versions.use_case_id(store, request.use_case.name)
-        _finish_versions(store, request, use_case_id, run_id)
+        promotion.finish(store, request, use_case_id, run_id)
+        keep = request.use_case.keep_retired_days
+        retired.drop_expired(store, use_case_id, keep)
+        _judge_missing(store, request, run_id)
         for serving in (v for v in versions.live(store, use_case_id) if v.serves):
             judgement.judge(
                 request.use_case, serving, judgement.left_of(store, serving, run_id)
@@ -263,58 +275,6 @@ def _drain(worker: Worker) -> Exception | None:
         )
         return error
     return None
-
-
-def _finish_versions(
-    store: Connection, request: Request, use_case_id: int, run_id: int
-) -> None:
-    """A version that is complete is ready, and serves if the use case says so. Raises
-    `ThresholdError` where one would be complete but for too many dead records."""
-    with store.transaction():
-        versions.lock(store, use_case_id)  # no sync adds to it meanwhile
-        finished = False
-        refused: ThresholdError | None = None
-        for candidate in versions.live(store, use_case_id):
-            left = judgement.left_of(store, candidate, run_id)
-            if candidate.serves or left.pending:
-                continue
-            if not judgement.is_within(request.use_case, left.deferred, left):
-                continue
-            try:
-                judgement.judge(request.use_case, candidate, left)
-            except ThresholdError as error:
-                refused = error
-            else:
-                versions.mark_ready(store, candidate)
-                finished = True
-        if finished and request.use_case.auto_promote:
-            versions.promote(
-                store,
-                use_case_id,
-                prediction_from_source=request.prediction_from_source,
-            )
-    if refused:
-        raise refused
-
-
-def promote(request: Request) -> list[ModelVersion]:
-    """Let the ready versions serve, on demand. Raises `StoreError` where there is none
-    or it has fallen behind, `ThresholdError` where too much of it is dead."""
-    with request.open_store() as store, blame(store=store), store.transaction():
-        use_case_id = versions.use_case_id(store, request.use_case.name)
-        versions.lock(store, use_case_id)
-        live = versions.live(store, use_case_id)
-        for ready in (v for v in live if v.state == "ready"):
-            left = judgement.left_of(store, ready)
-            if left.pending:
-                raise StoreError(
-                    f"version {ready.version} has {left.pending} records waiting by "
-                    "now; run the use case first"
-                )
-            judgement.judge(request.use_case, ready, left)
-        return versions.promote(
-            store, use_case_id, prediction_from_source=request.prediction_from_source
-        )
 
 
 def _live(store: Connection, request: Request) -> list[ModelVersion]:
@@ -397,6 +357,31 @@ def _count(store: Connection, run_id: int, synced: Synced) -> None:
         " unusable_keys = %(unusable_keys)s WHERE id = %(id)s",
         {**asdict(synced), "id": run_id},
     )
+
+
+def _remember_missing(
+    store: Connection, run_id: int, missing: Mapping[str, EmbedlineError]
+) -> None:
+    told = {feature: str(error) for feature, error in missing.items()}
+    for feature, error in told.items():
+        log.error("no model feature=%s: %s", feature, error)
+    store.execute(
+        "UPDATE embedline.run SET models_missing = %s WHERE id = %s",
+        [Jsonb(told), run_id],
+    )
+
+
+def _judge_missing(store: Connection, request: Request, run_id: int) -> None:
+    row = store.execute(
+        "SELECT models_missing FROM embedline.run WHERE id = %s", [run_id]
+    ).fetchone()
+    assert row is not None
+    if row[0]:
+        told = "; ".join(f"feature {name!r}: {error}" for name, error in row[0].items())
+        raise ModelError(
+            f"{request.use_case.name}: {told}; what serves was followed, and nothing "
+            "new is built before the model is there"
+        )
 
 
 def _close(store: Connection, run_id: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The `embedline` command: the same functions as the DAGs, without Airflow."""
 
-from embedding_tasks.cli import asking, outbox, running, setting_up
+from embedding_tasks.cli import asking, outbox, running, setting_up, versioning
 from embedding_tasks.cli.app import app, main
 
-__all__ = ["app", "asking", "main", "outbox", "running", "setting_up"]
+__all__ = ["app", "asking", "main", "outbox", "running", "setting_up", "versioning"]

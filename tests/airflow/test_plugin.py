@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from embedding_tasks import run
 from embedding_tasks.connections import Connection
 from tests.fix_project import Project
 
@@ -94,6 +95,28 @@ def test_a_question_that_cannot_be_answered_says_why(
     answer = signed_in.get("/", params=asked)
     assert answer.status_code == code
     assert says in answer.text
+
+
+def test_a_search_by_text_survives_a_switch_of_the_model(
+    signed_in: Any, project: Project, make_model: Any, plugin: Any, monkeypatch: Any
+) -> None:
+    """Also one in the midst of a search, when the encoder is at hand already."""
+    project.use_case(encoder={"model": str(make_model(hidden=48))}, auto_promote=False)
+    project.run()
+    load, loaded = plugin._encoder, []
+
+    def switched(version: Any) -> Any:
+        encoder = load(version)
+        loaded.append(version.version)
+        if loaded == [1]:
+            run.promote(project.request())
+        return encoder
+
+    monkeypatch.setattr(plugin, "_encoder", switched)
+    asked = {"use_case": "messages", "q": "message number 7", "k": 3}
+    for _ in range(2):
+        assert signed_in.get("/", params=asked).text.count("message number") == 3 + 1
+    assert loaded == [1, 2, 2]
 
 
 def test_text_is_shown_as_text(
