@@ -267,6 +267,7 @@ Keeps the embeddings of **{source}** in step, in `embeddings.{case.name}`; descr
 | run | what it does |
 |---|---|
 | scheduled, or triggered without parameters | everything new, changed or gone |
+| triggered with `audit` | the same, by reading every row of the source again |
 | triggered with `since` / `until` | the records of that window, at low priority |
 | backfill | the records of each interval, at low priority; asks for `event_time` |
 

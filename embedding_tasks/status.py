@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 from embedding_tasks.connections import Connection, Resolve, for_source
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.store import versions
-from embedding_tasks.use_case import UseCase
+from embedding_tasks.use_case import Source, UseCase
 
 
 def of(store: Connection, use_case: str | None = None) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def explain(
         "use_case": use_case.name,
         "key": key,
         "verdict": _verdict(
-            found, known, use_case.source.start, _withheld(store, use_case_id)
+            found, known, use_case.source, _withheld(store, use_case_id)
         ),
         "source": found,
         "ledger": known,
@@ -89,9 +89,10 @@ def _withheld(store: Connection, use_case: int) -> bool:
     return row is not None and row[0]
 
 
-def _verdict(found: Any, known: Any, start: Any, withheld: bool) -> str:
+def _verdict(found: Any, known: Any, source: Source, withheld: bool) -> str:
+    start = source.start
     if found is None:
-        return _why_gone(known, withheld)
+        return _why_gone(known, source, withheld)
     if known is None:
         if start and found.get("event_time") and found["event_time"] < start:
             return f"before source.start ({start:%Y-%m-%d}); a backfill brings it"
@@ -99,7 +100,10 @@ def _verdict(found: Any, known: Any, start: Any, withheld: bool) -> str:
     if known["dead_at"]:
         return f"dead after {known['attempts']} attempts: {known['error']}"
     if found["hashes"] != [known["want_hash"]]:
-        return "changed since the last sync; the next one sees it"
+        changed = "changed since the last sync; the next one sees it"
+        if source.strategy != "timestamp":
+            return changed
+        return f"{changed}, or, if source.updated_at was not set, the next audit"
     if known["want_hash"] is None:
         return "its input is null: nothing to embed"
     if not known["pending"]:
@@ -107,12 +111,14 @@ def _verdict(found: Any, known: Any, start: Any, withheld: bool) -> str:
     return _why_waiting(known)
 
 
-def _why_gone(known: Any, withheld: bool) -> str:
+def _why_gone(known: Any, source: Source, withheld: bool) -> str:
     gone = "not in the source, or kept out by source.where"
     if known is None:
         return gone
     if withheld:
         return f"{gone}; the delete guard keeps it until a run with --allow-deletes"
+    if source.key_scan == "audit" and source.strategy != "outbox":
+        return f"{gone}; the next audit removes it"
     return f"{gone}; the next sync removes it"
 
 

@@ -15,33 +15,15 @@ from typing import Any
 
 import pytest
 
-from embedding_tasks import cli, status
+from embedding_tasks import status
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
+from tests.fix_command import Command
 from tests.fix_models import ENCODE
 from tests.fix_project import Project
 
 Write = Callable[..., None]
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def embedline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """Types a command in this process; returns what it printed."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["embedline", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = "".join(capsys.readouterr())
-        assert (ended.value.code or 0) == code, printed
-        return printed
-
-    return run
 
 
 def in_a_process(*arguments: str) -> str:
@@ -78,6 +60,16 @@ def test_check_run_status_search_explain(
     assert "stored, and its vector is of its current input" in embedline(
         "explain", "messages", "7"
     )
+
+
+def test_an_audit_reads_every_row_and_goes_with_no_window(
+    embedline: Command, project: Project, write_messages: Write
+) -> None:
+    write_messages(range(5))
+    embedline("run", "messages")
+    assert "done: 5 read, 5 wanted" in embedline("run", "messages", "--audit")
+    refused = embedline("run", "messages", "--audit", "--since", "2026-01-01", code=1)
+    assert "leave out since and until" in refused
 
 
 @pytest.mark.parametrize(

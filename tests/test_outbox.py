@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,13 +14,14 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from embedding_tasks import check, cli, run
+from embedding_tasks import check, run
 from embedding_tasks.connections import Connection, as_environment, connect
 from embedding_tasks.errors import SourceError, TransientError
 from embedding_tasks.local.postgres import binary
 from embedding_tasks.source import installation
 from embedding_tasks.source.installation import Reader
 from embedding_tasks.use_case import Window
+from tests.fix_command import Command
 from tests.fix_project import Project, keys, row_versions, sync
 
 Write = Callable[..., None]
@@ -490,9 +490,10 @@ def test_changing_between_strategies_loses_nothing(
 
     write_messages(range(30))
     sync(project)
-    install(project)
     for number, strategy in enumerate(("outbox", "snapshot", "outbox", "scan")):
         change(number)
+        if number == 0:
+            install(project)
         project.use_case(source={"strategy": strategy})
         counts = sync(project)
         assert (counts["new"], counts["changed"], counts["deleted"]) == (1, 1, 1)
@@ -610,27 +611,6 @@ def reader(project: Project, db: Connection) -> Iterator[str]:
     yield role
     db.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(name))
     db.execute(sql.SQL("DROP ROLE {}").format(name))
-
-
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def embedline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """Types a command in this process; returns what it printed."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def typed(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["embedline", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = "".join(capsys.readouterr())
-        assert (ended.value.code or 0) == code, printed
-        return printed
-
-    return typed
 
 
 def objects(db: Connection) -> list[Any]:

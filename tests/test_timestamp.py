@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from embedding_tasks import check
+from embedding_tasks import check, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, SourceError
 from tests.fix_project import Project, keys, row_versions, sync
@@ -68,6 +68,7 @@ def test_slack_reads_recent_rows_again_and_embeds_none(
     assert sync(dated) == {"read": 5}
 
 
+@pytest.mark.parametrize("activity", ["on", "off"])
 @pytest.mark.parametrize("savepoint", [False, True])
 def test_a_row_committed_late_is_not_missed(
     dated: Project,
@@ -75,8 +76,11 @@ def test_a_row_committed_late_is_not_missed(
     store: Connection,
     write_messages: Write,
     savepoint: bool,
+    activity: str,
 ) -> None:
-    with psycopg.connect(source_dsn) as slow:
+    """A session that does not show its activity is open since it is there."""
+    options = f"-c track_activities={activity}"
+    with psycopg.connect(source_dsn, options=options) as slow:
         slow.execute("SELECT 1")
         write_messages(range(5))
         assert sync(dated)["new"] == 5
@@ -126,12 +130,14 @@ def test_a_prepared_transaction_is_not_missed(
         sync(dated)
     db.execute("BEGIN")
     db.execute("INSERT INTO messages (id, body) VALUES (100, 'x')")
+    db.execute("UPDATE messages SET body = 'late' WHERE id = 1")
     db.execute("PREPARE TRANSACTION 'slow'")
     sync(dated)
     write_messages(range(3, 5))
     sync(dated)
     db.execute("COMMIT PREPARED 'slow'")
-    assert sync(dated)["new"] == 1
+    counts = sync(dated)
+    assert (counts["new"], counts["changed"]) == (1, 1)
     assert "100" in keys(store)
     assert sync(dated) == {}
 
@@ -243,13 +249,27 @@ def test_a_time_that_was_rounded_down_is_not_missed(
     dated: Project, db: Connection, write_messages: Write
 ) -> None:
     db.execute("ALTER TABLE messages ALTER updated_at TYPE timestamptz(0)")
+    db.execute("ALTER TABLE messages DISABLE TRIGGER touch")
     write_messages(range(3))
     sync(dated)
     db.execute(
-        "INSERT INTO messages (id, body, updated_at)"
-        " VALUES (9, 'x', date_trunc('second', now()))"
+        "UPDATE messages SET body = 'x', updated_at = date_trunc('second', now())"
+        " WHERE id = 1"
     )
-    assert sync(dated)["new"] == 1
+    assert sync(dated)["changed"] == 1
+
+
+def test_explain_says_what_waits_for_the_audit(
+    dated: Project, db: Connection, store: Connection, write_messages: Write
+) -> None:
+    use_case = dated.use_case(source={"key_scan": "audit"})
+    write_messages(range(5))
+    dated.run()
+    db.execute("DELETE FROM messages WHERE id = 3")
+    db.execute("UPDATE messages SET body = 'x' WHERE id = 4")
+    gone, changed = (status.explain(store, use_case, key)["verdict"] for key in "34")
+    assert gone.endswith("the next audit removes it")
+    assert changed.endswith("or, if source.updated_at was not set, the next audit")
 
 
 @pytest.fixture

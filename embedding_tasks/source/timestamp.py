@@ -16,7 +16,8 @@ the snapshot is taken. Of any transaction that the snapshot does not show:
 
 In the other order, snapshot first, a transaction that commits in between is neither
 seen nor counted. A transaction's `now()` is when its first statement arrived, a little
-before other sessions are shown that it is open: `slack_seconds` covers that.
+before other sessions are shown that it is open: `slack_seconds` covers that, and a
+clock that is set back a little.
 
 All rows from that moment on come in one COPY of one snapshot. There are no pages, so
 rows with the same time cannot be torn apart, and no keyset is needed.
@@ -52,7 +53,9 @@ def bound(connection: Connection, slack_seconds: float) -> Bound:
     require(connection)
     moment = connection.execute(
         # statement_timestamp: when this arrived, so before any session is looked at
-        "SELECT least(statement_timestamp(), (SELECT min(xact_start)"
+        "SELECT least(statement_timestamp(), (SELECT min("
+        # of a session with track_activities off no more is known than since when
+        "   CASE state WHEN 'disabled' THEN backend_start ELSE xact_start END)"
         "   FROM pg_stat_activity WHERE datname = current_database()"
         "    AND pid <> pg_backend_pid()"
         "    AND backend_type IS DISTINCT FROM 'autovacuum worker'))"
