@@ -7,6 +7,7 @@ from typing import Any
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ThresholdError
+from embedding_tasks.ledger import WANTED_NOW
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import UseCase
 
@@ -25,13 +26,16 @@ class Left:
 def left_of(
     store: Connection, version: ModelVersion, run_id: int | None = None
 ) -> Left:
-    """What was queued after the run's sync is another run's to do."""
+    """What was queued after the run's sync is another run's to do, and what belongs to
+    a paused backfill is nobody's for now."""
     row = store.execute(
         "SELECT count(*) FILTER (WHERE want_hash IS NOT NULL),"
         "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND NOT deferred"
+        f"    AND {WANTED_NOW}"
         "    AND queued_at <= coalesce((SELECT synced_at FROM embedline.run"
         "      WHERE id = %s), now())),"
-        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred),"
+        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred"
+        f"    AND {WANTED_NOW}),"
         "  count(dead_at)"
         " FROM embedline.ledger WHERE model_version = %s",
         [run_id, version.id],

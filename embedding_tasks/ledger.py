@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 ERROR_LENGTH = 300
 
 
+# Backfills whose records nobody takes, waits for or misses until they are resumed.
+PAUSED = sql.SQL("SELECT id FROM embedline.run WHERE paused_at IS NOT NULL")
+WANTED_NOW: LiteralString = (
+    "(backfill IS NULL OR backfill NOT IN"
+    " (SELECT id FROM embedline.run WHERE paused_at IS NOT NULL))"
+)
+
 _LET_GO: LiteralString = "lease_token = NULL, lease_holder = NULL, lease_until = NULL"
 
 
@@ -57,13 +64,15 @@ def claim(
     token: UUID,
 ) -> Lease:
     """Lease up to `limit` records under a fresh `token`, scheduled ones before
-    backfills, oldest first. An empty lease means there is nothing to do now."""
+    backfills, oldest first, and none of a paused backfill. An empty lease means there
+    is nothing to do now."""
     rows = store.execute(
         "WITH next AS MATERIALIZED ("
         "  SELECT model_version, key FROM embedline.ledger"
         "  WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
         "    AND next_attempt_at <= now()"
         "    AND (lease_until IS NULL OR lease_until <= now())"
+        f"    AND {WANTED_NOW}"
         "  ORDER BY priority, queued_at, key LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
         " UPDATE embedline.ledger l SET lease_token = %(token)s,"
         "   lease_holder = %(holder)s,"
@@ -170,18 +179,24 @@ def outstanding(store: Connection, version: ModelVersion) -> Outstanding:
         "  coalesce(extract(epoch FROM min(lease_until)"
         "    FILTER (WHERE lease_until > now()) - now()), 0)::float8"
         " FROM embedline.ledger"
-        " WHERE model_version = %s AND pending AND dead_at IS NULL",
+        " WHERE model_version = %s AND pending AND dead_at IS NULL"
+        f" AND {WANTED_NOW}",
         [version.id],
     ).fetchone()
     assert row is not None
     return Outstanding(*row)
 
 
-def retry_dead(store: Connection, version: ModelVersion) -> int:
+def retry_dead(
+    store: Connection, version: ModelVersion, keys: Sequence[str] | None = None
+) -> int:
+    """All of them, or those of these keys."""
     return store.execute(
         "UPDATE embedline.ledger SET dead_at = NULL, attempts = 0, error = NULL,"
-        " next_attempt_at = now() WHERE model_version = %s AND dead_at IS NOT NULL",
-        [version.id],
+        " next_attempt_at = now() WHERE model_version = %(version)s"
+        " AND dead_at IS NOT NULL"
+        " AND (%(keys)s::text[] IS NULL OR key = ANY (%(keys)s))",
+        {"version": version.id, "keys": None if keys is None else list(keys)},
     ).rowcount
 
 

@@ -72,6 +72,7 @@ class Worker:
     _token: UUID = field(default_factory=uuid4)
     _encoder: Encoder | None = None
     _whole_failures: int = 0
+    _began: float = 0.0
 
     def drain(self) -> Drained:
         """Raises `DatabaseAway`, `DeviceError`, `ModelError` or `SourceError`; no
@@ -135,6 +136,7 @@ class Worker:
             time.sleep(min(max(left.seconds, 0.1), 2.0))
 
     def _work_off(self, lease: Lease) -> None:
+        self._began = time.monotonic()
         with self._renewing(lease):
             inputs = self._read(lease)
             if inputs:
@@ -174,7 +176,7 @@ class Worker:
                 data=[kept(form.kept(records[p].parts)) for p in good],
                 encoded=encoded.only(good),
             )
-            written = write(self.store, lease, finished, self.run_id)
+            written = write(self.store, lease, finished, self.run_id, self._began)
             self.drained.embedded += written.records
             self.drained.discarded += written.discarded
         if errors:
@@ -244,6 +246,7 @@ class Worker:
                     open_store=self.open_store,
                 ),
             )
+            self._began += time.monotonic() - began  # not the records' own
             log.info(
                 "loaded model use_case=%s version=%d seconds=%.1f",
                 *(self.use_case.name, self.version.version, time.monotonic() - began),

@@ -8,7 +8,6 @@ manual, backfilled and retried runs are the same code. Between stages pass count
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +15,14 @@ from typing import Any, Literal
 
 import psycopg
 
-from embedding_tasks import judgement, ledger, status, training
+from embedding_tasks import (
+    backfills,
+    foresight,
+    judgement,
+    ledger,
+    status,
+    training,
+)
 from embedding_tasks.connections import (
     Connection,
     Resolve,
@@ -36,35 +42,40 @@ from embedding_tasks.staging import Target
 from embedding_tasks.store import trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.sync import Synced, sync
-from embedding_tasks.use_case import PredictionColumn, UseCase, Window
+from embedding_tasks.sync import Backfill, Synced, sync
+from embedding_tasks.use_case import PredictionColumn, Scope, UseCase, Window, kind_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run of a use case. `external_id` names it across stages and retries."""
+    """One run of a use case. `external_id` names it across stages and retries;
+    `backfill` is what it asks for, in place of all that is new, changed or gone."""
 
     use_case: UseCase
     external_id: str
-    kind: Literal["scheduled", "manual", "backfill", "cli"]
-    window: Window | None = None
+    kind: Literal["scheduled", "manual", "backfill", "cli", "work"]
+    backfill: Scope | None = None
     reembed: bool = False
     allow_deletes: bool = False
     dry_run: bool = False
     resolve: Resolve | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.use_case.source.event_time is None:
+        no_time = self.use_case.source.event_time is None
+        if isinstance(self.backfill, Window) and no_time:
             raise ConfigError(
                 f"use case {self.use_case.name!r} names no source.event_time, so there "
-                "is nothing a window or a backfill could select by"
+                "is nothing a window could select by; valid: keys, or everything"
             )
 
     @property
     def prediction_from_source(self) -> bool:
         return isinstance(self.use_case.prediction, PredictionColumn)
+
+    def of_run(self, run_id: int) -> Backfill | None:
+        return None if self.backfill is None else Backfill(run_id, self.backfill)
 
     def open_store(self) -> Connection:
         return open_store(self.resolve)
@@ -93,7 +104,7 @@ def train_stage(
             )
 
 
-def sync_stage(request: Request) -> dict[str, int]:
+def sync_stage(request: Request) -> dict[str, int | float]:
     """What the source has that the store has not is enqueued; what it no longer has
     leaves the store. Returns the counts of `Synced`, and of a dry run what it foresees.
     """
@@ -105,9 +116,12 @@ def sync_stage(request: Request) -> dict[str, int]:
         if request.dry_run and (waiting := recipe.untrained(use_case, known)):
             return {"to_train": len(waiting)}
         made = recipe.all_of(use_case, request.resolve, trained=known)
-        counts: dict[str, int] = {}
+        counts: dict[str, int | float] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
+            if backfills.is_cancelled(store, run_id):
+                log.warning("cancelled use_case=%s run=%d", use_case.name, run_id)
+                return {}
             live = versions.ensure(
                 store,
                 use_case_id,
@@ -121,43 +135,30 @@ def sync_stage(request: Request) -> dict[str, int]:
                 Target(store, use_case_id, live, use_case.first_feature.unit),
                 conninfo,
                 use_case,
-                window=request.window,
+                backfill=request.of_run(run_id),
                 reembed=request.reembed,
                 allow_deletes=request.allow_deletes,
             )
             counts = asdict(synced)
             if request.dry_run:
-                counts |= _foreseen(store, live)
+                counts |= foresight.foreseen(store, use_case_id, use_case, live)
                 raise psycopg.Rollback
             _count(store, run_id, synced)
     log.info("synced use_case=%s %s", use_case.name, _facts(counts))
     return counts
 
 
-def _foreseen(store: Connection, live: list[ModelVersion]) -> dict[str, int]:
-    waiting = [ledger.outstanding(store, version) for version in live]
-    building = [v.version for v in live if v.state == "building"]
-    return {
-        "to_embed": sum(left.claimable + left.leased for left in waiting),
-        "builds_version": building[0] if building else 0,
-    }
-
-
 def plan_stage(request: Request) -> int:
     """How many workers the queue is worth: none when it is empty."""
     if request.dry_run:
         return 0
-    batch = request.use_case.batch
     with (
         request.open_store() as store,
         _recorded(store, request, "plan"),
         blame(store=store),
     ):
-        waiting = 0
-        for version in _live(store, request):
-            left = ledger.outstanding(store, version)
-            waiting += left.claimable + left.leased
-    workers = min(batch.max_workers, math.ceil(waiting / batch.rows_per_worker))
+        waiting = foresight.waiting(store, _live(store, request))
+    workers = foresight.workers(request.use_case, waiting)
     log.info(
         "planned use_case=%s pending=%d workers=%d",
         *(request.use_case.name, waiting, workers),
@@ -214,11 +215,25 @@ def publish_stage(request: Request) -> dict[str, Any]:
                 request.use_case, serving, judgement.left_of(store, serving, run_id)
             )
         numbers = status.of(store, request.use_case.name)[0]
-        if request.window is None:
+        if request.backfill is None:
             judgement.judge_withheld(request.use_case, numbers)
         counts = _close(store, run_id)
     log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
     return {**counts, "wanted": numbers["wanted"], "stored": numbers["stored"]}
+
+
+def work(request: Request, progress: Progress = lambda drained: None) -> dict[str, Any]:
+    """One worker that helps to drain what waits, and judges nothing: that is for the
+    run whose work it is."""
+    embedded = embed_stage(request, 0, progress)
+    with request.open_store() as store, _recorded(store, request, "work") as run_id:
+        return {**embedded, **_close(store, run_id)}
+
+
+def begin(request: Request) -> int:
+    """The run's number in the store, before its first stage."""
+    with request.open_store() as store, blame(store=store):
+        return _open(store, request, "sync")
 
 
 def run(
@@ -348,12 +363,12 @@ def _record_failure(
 def _open(store: Connection, request: Request, stage: str) -> int:
     """A failure is forgotten when its own stage is tried again, not when another
     stage of the same run begins."""
-    window = request.window
+    window = request.backfill if isinstance(request.backfill, Window) else None
     row = store.execute(
         "INSERT INTO embedline.run AS r"
-        " (use_case, external_id, kind, since, until, reembed)"
-        " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(since)s, %(until)s,"
-        "  %(reembed)s)"
+        " (use_case, external_id, kind, scope, since, until, reembed)"
+        " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(scope)s, %(since)s,"
+        "  %(until)s, %(reembed)s)"
         " ON CONFLICT (use_case, external_id) DO UPDATE SET"
         "  failed_stages = CASE %(stage)s WHEN 'sync' THEN '{}'"
         "    ELSE array_remove(r.failed_stages, %(stage)s) END"
@@ -362,6 +377,7 @@ def _open(store: Connection, request: Request, stage: str) -> int:
             "use_case": versions.register(store, request.use_case.name),
             "external_id": request.external_id,
             "kind": request.kind,
+            "scope": kind_of(request.backfill),
             "since": window.since if window else None,
             "until": window.until if window else None,
             "reembed": request.reembed,
@@ -382,7 +398,8 @@ def _count(store: Connection, run_id: int, synced: Synced) -> None:
         "UPDATE embedline.run SET synced_at = now(), read = read + %(read)s,"
         " new = new + %(new)s, changed = changed + %(changed)s,"
         " deleted = deleted + %(deleted)s, labels = labels + %(labels)s,"
-        " unusable_keys = %(unusable_keys)s WHERE id = %(id)s",
+        " unusable_keys = %(unusable_keys)s, not_found = %(not_found)s"
+        " WHERE id = %(id)s",
         {**asdict(synced), "id": run_id},
     )
 
@@ -393,12 +410,17 @@ def _close(store: Connection, run_id: int) -> dict[str, Any]:
             "UPDATE embedline.run SET state = 'success', error = NULL,"
             " failed_stages = '{}',"
             " finished_at = now() WHERE id = %s RETURNING read, new, changed, deleted,"
-            " labels, unusable_keys, embedded, vectors, truncated, deferred, discarded,"
-            " failed",
+            " labels, unusable_keys, not_found, embedded, vectors, truncated, deferred,"
+            " discarded, failed",
             [run_id],
         ).fetchone()
     assert row is not None
-    return row
+    paused = (
+        backfills.waiting(store, run_id) if backfills.is_paused(store, run_id) else 0
+    )
+    if paused:
+        log.warning("paused run=%d rows=%d: they wait to be resumed", run_id, paused)
+    return {**row, "paused": paused}
 
 
 def _sum(left: Drained, right: Drained) -> Drained:

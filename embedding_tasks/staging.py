@@ -19,18 +19,18 @@ from typing import Any, Literal, LiteralString
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SourceError
+from embedding_tasks.source import keys as source_keys
 from embedding_tasks.source import snapshot
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.source.snapshot import Position
 from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.use_case import Window
+from embedding_tasks.use_case import Everything, Keys, Scope, Window
 
 log = logging.getLogger(__name__)
 
-# Keys fetched at a time when the source shows keys the ledger has never seen.
-KEYS_PER_READ = 10_000
 # A btree takes 2,704 bytes a row, of which other columns need some.
 KEY_BYTES = 2_000
 
@@ -88,27 +88,45 @@ class Target:
 
 @dataclass(frozen=True)
 class Staged:
-    """`full`: every row is in `incoming`, not only those that may have changed."""
+    """`full`: every row is in `incoming`, not only those that may have changed.
+    `not_found`: keys that were asked for and that the source does not have."""
 
     full: bool
     unusable_keys: int
+    not_found: int = 0
 
 
 def stage_records(
-    target: Target, connection: Connection, records: Extract, window: Window | None
+    target: Target, connection: Connection, records: Extract, scope: Scope | None
 ) -> Staged:
     _create(target, "incoming", "seen")
-    if window is not None:
-        _copy(
-            target, connection, records, "incoming", records.of_window(**dict(window))
-        )
-        unusable_keys = _check_keys(target, records, "incoming")
-        return Staged(full=False, unusable_keys=unusable_keys)
+    if scope is not None:
+        return _stage_scope(target, connection, records, scope)
     full = _stage(target, connection, records, "records", known=_unknown_records)
     _forget_early(target, records)
     return Staged(
         full=full, unusable_keys=_check_keys(target, records, "incoming", "seen")
     )
+
+
+def _stage_scope(
+    target: Target, connection: Connection, records: Extract, scope: Scope
+) -> Staged:
+    not_found = 0
+    match scope:
+        case Window():
+            window = records.of_window(scope.since, scope.until)
+            _copy(target, connection, records, "incoming", window)
+        case Everything():
+            _copy(target, connection, records, "incoming", records.everything())
+        case Keys():
+            found = source_keys.look_up(connection, records, scope.keys)
+            not_found = len(found.missing)
+            for keys in source_keys.chunks(found.keys):
+                _copy(target, connection, records, "incoming", records.of_keys(keys))
+    unusable_keys = _check_keys(target, records, "incoming")
+    forgetting.leave_out(target.store, target.use_case, "incoming")
+    return Staged(full=False, unusable_keys=unusable_keys, not_found=not_found)
 
 
 def stage_labels(target: Target, connection: Connection, labels: Extract) -> None:
@@ -138,10 +156,10 @@ def _stage(
     if not reason:
         # A filter that looks at the clock or at another table lets old rows through,
         # and a store can lose rows: what is not known is read, whatever its age.
-        unknown = known(target)
-        for start in range(0, len(unknown), KEYS_PER_READ):
-            keys = unknown[start : start + KEYS_PER_READ]
+        unknown = forgetting.others(target.store, target.use_case, known(target))
+        for keys in source_keys.chunks(unknown):
             _copy(target, connection, extract, incoming, extract.of_keys(keys))
+    forgetting.leave_out(target.store, target.use_case, incoming)
     _save_cursor(target, relation, extract, position, full=bool(reason))
     log.info(
         "read relation=%s name=%s how=%s",
@@ -303,16 +321,26 @@ def _save_cursor(
 ) -> None:
     target.execute(
         "INSERT INTO embedline.source_cursor AS c"
-        " (use_case, relation, definition, server, horizon)"
+        " (use_case, relation, definition, server, horizon, held_back)"
         " VALUES (%(use_case)s, %(relation)s, %(definition)s, %(server)s,"
-        "  %(horizon)s::text::xid8)"
+        "  %(horizon)s::text::xid8, %(held_back)s)"
         " ON CONFLICT (use_case, relation) DO UPDATE SET"
         "  definition = EXCLUDED.definition, horizon = EXCLUDED.horizon,"
-        "  server = EXCLUDED.server, synced_at = now(),"
+        "  server = EXCLUDED.server, held_back = EXCLUDED.held_back, synced_at = now(),"
         "  full_at = CASE WHEN %(full)s THEN now() ELSE c.full_at END",
         relation=relation,
         definition=Jsonb(extract.definition),
         server=position.server,
         horizon=position.horizon,
+        held_back=_held_back(target, extract, position),
         full=full,
     )
+
+
+def _held_back(target: Target, extract: Extract, position: Position) -> Jsonb | None:
+    """By anybody but this sync itself, where the store is in the same server."""
+    held = position.held_back
+    if extract.strategy == "scan" or held is None:
+        return None
+    itself = (target.store.info.backend_pid, "embedline-store")
+    return None if (held.get("pid"), held.get("application")) == itself else Jsonb(held)

@@ -8,7 +8,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from embedding_tasks.connections import Connection, Resolve, for_source
-from embedding_tasks.source import extract, snapshot
+from embedding_tasks.source import extract, keys, snapshot
 from embedding_tasks.store import versions
 from embedding_tasks.use_case import UseCase
 
@@ -55,7 +55,7 @@ def explain(
     serving = versions.active(store, use_case.name, feature)
     with snapshot.take(for_source(use_case.source, resolve)) as connection:
         taken = extract.records(connection, use_case, forms=[serving.form])
-        key = taken.canonical(key)
+        key = keys.canonical_key(key, taken.key_columns)
         found = snapshot.describe_record(connection, taken, key)
     known = _ledger(store, serving.id, key)
     vectors = store.execute(

@@ -17,17 +17,18 @@ from operator import not_
 
 from psycopg import sql
 
-from embedding_tasks import facts, staging
+from embedding_tasks import facts, ledger, staging
 from embedding_tasks.connections import blame
 from embedding_tasks.source import extract, snapshot
+from embedding_tasks.source.extract import Extract
 from embedding_tasks.staging import Target
 from embedding_tasks.store import versions
 from embedding_tasks.store.write import write_data
 from embedding_tasks.use_case import (
     Column,
     LabelTable,
+    Scope,
     UseCase,
-    Window,
 )
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,15 @@ class Synced:
     labels: int = 0
     labels_withheld: int = 0
     unusable_keys: int = 0
+    not_found: int = 0
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """The run that asks for these records alone."""
+
+    run: int
+    scope: Scope
 
 
 def sync(
@@ -54,17 +64,17 @@ def sync(
     conninfo: str,
     use_case: UseCase,
     *,
-    window: Window | None = None,
+    backfill: Backfill | None = None,
     reembed: bool = False,
     allow_deletes: bool = False,
 ) -> Synced:
     """Bring the ledger in step with the source; call in a transaction of the store,
     with the use case open.
 
-    With a `window` its records alone are enqueued, at low priority: no deletes are
-    looked for and the cursor stays. `reembed` makes the vectors of the window, or of
-    everything, anew. Raises `SourceError` or `DatabaseAway`; roll back, and nothing
-    has changed.
+    With a `backfill` its records alone are enqueued, at low priority and as its own: no
+    deletes are looked for and the cursor stays. `reembed` makes the vectors of its
+    records, or of everything, anew. Raises `SourceError` or `DatabaseAway`; roll back,
+    and nothing has changed.
     """
     with (
         snapshot.take(conninfo) as connection,
@@ -78,34 +88,41 @@ def sync(
             forms=[version.form for version in target.versions],
             with_data=refresh,
         )
-        staged = staging.stage_records(target, connection, records, window)
-        if isinstance(use_case.label, LabelTable) and window is None:
+        scope = backfill.scope if backfill else None
+        staged = staging.stage_records(target, connection, records, scope)
+        if isinstance(use_case.label, LabelTable) and backfill is None:
             found = extract.labels(connection, use_case, use_case.label)
             staging.stage_labels(target, connection, found)
         facts.compare_labels(target, use_case)
-        again = reembed and window is not None
-        new, changed = _compare(target, records.followed, reembed=again)
-        withheld = _find_vanished(target, use_case, window, allow_deletes)
+        again = reembed and backfill is not None
+        new, changed = _compare(
+            target,
+            records.followed,
+            reembed=again,
+            claims=_claims(target, records, backfill),
+        )
+        withheld = _find_vanished(target, use_case, backfill, allow_deletes)
         withdrawn, labels_withheld = facts.find_withdrawn(
             target,
             use_case,
             full=staged.full,
             withheld=bool(withheld),
-            window=window is not None,
+            partial=backfill is not None,
             allow_deletes=allow_deletes,
         )
         _lock(target)
-        _enqueue(target, BACKFILL if window else SCHEDULED, reembed)
-        if reembed and window is None:
+        _enqueue(target, backfill, reembed)
+        _take_over(target, backfill)
+        if reembed and backfill is None:
             _enqueue_all_again(target)
         _drop_emptied(target)
         _write_records(target)
         if refresh:
             _refresh_data(target)
         labels = facts.write(target, use_case, full=staged.full) + withdrawn
-        deleted = _delete_vanished(target, use_case)
+        deleted = delete_vanished(target, use_case)
         facts.keep_labelled(target)
-        if window is None:
+        if backfill is None:
             _remember_withheld(target, withheld, labels_withheld)
     return Synced(
         read=target.value("SELECT count(*) FROM incoming"),
@@ -116,11 +133,27 @@ def sync(
         labels=labels,
         labels_withheld=labels_withheld,
         unusable_keys=staged.unusable_keys,
+        not_found=staged.not_found,
     )
 
 
+def _claims(
+    target: Target, records: Extract, backfill: Backfill | None
+) -> sql.Composable:
+    """Which records, of those that wait for a backfill as `l`, this sync may take over.
+    A backfill: those of one that is paused. The schedule: those it would have found
+    by itself; that their vectors are made anew is not its business, though."""
+    if backfill is not None:
+        return sql.SQL("l.backfill IN ({})").format(ledger.PAUSED)
+    if records.start is None:
+        return sql.SQL("true")
+    return sql.SQL(
+        "l.have_hash IS NOT NULL OR coalesce(i.event_time >= {}, true)"
+    ).format(sql.Literal(records.start))
+
+
 def _compare(
-    target: Target, followed: Sequence[bool], *, reembed: bool
+    target: Target, followed: Sequence[bool], *, reembed: bool, claims: sql.Composable
 ) -> tuple[int, int]:
     """What the ledger does not yet say, in `delta`, per live version whose columns
     the source still has; how many records are new and how many changed."""
@@ -133,16 +166,20 @@ def _compare(
     # Set down first: an anti-join inside the INSERT would scan the growing table
     # again and again (measured: 697 rows/s at 20,000 rows).
     target.execute(
-        "CREATE TEMP TABLE delta ON COMMIT DROP AS"
-        " SELECT v.id AS model_version, i.key, i.hashes[v.place] AS hash,"
-        "   l.key IS NULL AS is_new,"
-        "   %(reembed)s OR l.want_hash IS DISTINCT FROM i.hashes[v.place] AS is_changed"
-        " FROM unnest(%(versions)s::int[], %(followed)s::boolean[])"
-        "   WITH ORDINALITY AS v (id, followed, place) CROSS JOIN incoming i"
-        " LEFT JOIN embedline.ledger l ON l.model_version = v.id AND l.key = i.key"
-        " WHERE v.followed AND (l.key IS NULL OR %(reembed)s"
-        "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place]"
-        "  OR (l.pending AND l.attempts = 0 AND l.next_attempt_at > now()))",
+        sql.SQL(
+            "CREATE TEMP TABLE delta ON COMMIT DROP AS"
+            " SELECT v.id AS model_version, i.key, i.hashes[v.place] AS hash,"
+            "   l.key IS NULL AS is_new, %(reembed)s"
+            "   OR l.want_hash IS DISTINCT FROM i.hashes[v.place] AS is_changed,"
+            "   l.pending AND l.backfill IS NOT NULL AND ({claims}) AS is_claimed"
+            " FROM unnest(%(versions)s::int[], %(followed)s::boolean[])"
+            "   WITH ORDINALITY AS v (id, followed, place) CROSS JOIN incoming i"
+            " LEFT JOIN embedline.ledger l ON l.model_version = v.id AND l.key = i.key"
+            " WHERE v.followed AND (l.key IS NULL OR %(reembed)s"
+            "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place]"
+            "  OR (l.pending AND l.backfill IS NOT NULL AND ({claims}))"
+            "  OR (l.pending AND l.attempts = 0 AND l.next_attempt_at > now()))"
+        ).format(claims=claims),
         reembed=reembed,
         followed=list(followed),
     )
@@ -156,12 +193,12 @@ def _compare(
 
 
 def _find_vanished(
-    target: Target, use_case: UseCase, window: Window | None, allow_deletes: bool
+    target: Target, use_case: UseCase, backfill: Backfill | None, allow_deletes: bool
 ) -> int:
     """Records the source no longer has, in `vanished`. Returns how many deletions the
     guard withholds; then `vanished` is empty."""
     target.execute('CREATE TEMP TABLE vanished (key text COLLATE "C") ON COMMIT DROP')
-    if window is not None:
+    if backfill is not None:
         return 0
     found = target.execute(
         "INSERT INTO vanished SELECT key FROM ("
@@ -206,10 +243,13 @@ def _lock(target: Target) -> None:
     )
 
 
-def _enqueue(target: Target, priority: int, reembed: bool) -> None:
+def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
+    """What waits for the schedule already stays the schedule's."""
     target.execute(
-        "INSERT INTO embedline.ledger AS l (model_version, key, want_hash, priority)"
-        " SELECT model_version, key, hash, %(priority)s FROM delta"
+        "INSERT INTO embedline.ledger AS l"
+        " (model_version, key, want_hash, priority, backfill)"
+        " SELECT model_version, key, hash, %(priority)s,"
+        "  CASE WHEN hash IS NOT NULL THEN %(backfill)s::bigint END FROM delta"
         " WHERE is_new OR is_changed ORDER BY model_version, key"
         " ON CONFLICT (model_version, key) DO UPDATE SET"
         "  want_hash = EXCLUDED.want_hash,"
@@ -217,10 +257,13 @@ def _enqueue(target: Target, priority: int, reembed: bool) -> None:
         "    THEN NULL ELSE l.have_hash END,"
         "  priority = CASE WHEN l.pending THEN least(l.priority, EXCLUDED.priority)"
         "    ELSE EXCLUDED.priority END,"
+        "  backfill = CASE WHEN NOT l.pending OR l.backfill IS NOT NULL"
+        "    THEN EXCLUDED.backfill END,"
         "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END,"
         "  attempts = 0, next_attempt_at = now(), deferred = false, dead_at = NULL,"
         "  error = NULL, lease_token = NULL, lease_holder = NULL, lease_until = NULL",
-        priority=priority,
+        priority=SCHEDULED if backfill is None else BACKFILL,
+        backfill=None if backfill is None else backfill.run,
         reembed=reembed,
     )
     # Put off because the source had moved on: it has been looked at again. Those that
@@ -232,11 +275,34 @@ def _enqueue(target: Target, priority: int, reembed: bool) -> None:
     )
 
 
+def _take_over(target: Target, backfill: Backfill | None) -> None:
+    """The schedule leaves to a backfill what has a vector of its current input."""
+    for version in target.versions:
+        stored: sql.Composable = sql.SQL("false")
+        if backfill is None:
+            stored = sql.SQL(
+                "EXISTS (SELECT FROM {} v WHERE v.key = l.key"
+                " AND v.input_hash = l.want_hash)"
+            ).format(version.table)
+        target.execute(
+            sql.SQL(
+                "UPDATE embedline.ledger l SET backfill = %(backfill)s::bigint,"
+                "  priority = least(l.priority, %(priority)s)"
+                " FROM delta d WHERE d.is_claimed AND d.model_version = %(version)s"
+                " AND l.model_version = d.model_version AND l.key = d.key"
+                " AND l.pending AND l.backfill IS NOT NULL AND NOT {}"
+            ).format(stored),
+            version=version.id,
+            priority=SCHEDULED if backfill is None else BACKFILL,
+            backfill=None if backfill is None else backfill.run,
+        )
+
+
 def _enqueue_all_again(target: Target) -> None:
     target.execute(
         "UPDATE embedline.ledger SET have_hash = NULL, priority = %(priority)s,"
-        "  queued_at = now(), attempts = 0, next_attempt_at = now(), dead_at = NULL,"
-        "  error = NULL"
+        "  backfill = NULL, queued_at = now(), attempts = 0, next_attempt_at = now(),"
+        "  dead_at = NULL, error = NULL"
         " WHERE model_version = ANY (%(versions)s) AND want_hash IS NOT NULL"
         " AND (NOT pending OR dead_at IS NOT NULL)",
         priority=BACKFILL,
@@ -309,10 +375,10 @@ def _refresh_data(target: Target) -> None:
         target.execute("DROP TABLE kept_of_version")
 
 
-def _delete_vanished(target: Target, use_case: UseCase) -> int:
-    """The ledger first: it stops workers that hold these records. Then, in statements
-    that begin later and so see what those workers had just written, everything else,
-    in the tables of retired versions too."""
+def delete_vanished(target: Target, use_case: UseCase) -> int:
+    """Records in the temporary table `vanished`. The ledger first: it stops workers
+    that hold these records. Then, in statements that begin later and so see what those
+    workers had just written, everything else, in the tables of retired versions too."""
     target.execute(
         "DELETE FROM embedline.ledger l USING vanished d"
         " WHERE l.model_version = ANY (%(versions)s) AND l.key = d.key"

@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from embedding_tasks.connections import Connection, blame, connect
 from embedding_tasks.errors import SourceError
 from embedding_tasks.inputs import Part
+from embedding_tasks.source import horizon
 from embedding_tasks.source.extract import Extract
 
 # Keys and inputs are compared as text, so their text form must not depend on the
@@ -31,10 +32,12 @@ SET LOCAL extra_float_digits = 1;
 class Position:
     """Where a snapshot of the source stands. `server` is the cluster's identifier and
     when it was started: a copy put back from a backup has the same identifier, and
-    its transaction ids may have caught up with the horizon already."""
+    its transaction ids may have caught up with the horizon already. `held_back`: see
+    `horizon.held_back`."""
 
     server: str
     horizon: int
+    held_back: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def position(connection: Connection) -> Position:
         "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
     ).fetchone()
     assert row is not None
-    return Position(_server(connection), row[0])
+    return Position(_server(connection), row[0], horizon.held_back(connection, row[0]))
 
 
 def _server(connection: Connection) -> str:

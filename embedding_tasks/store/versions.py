@@ -272,13 +272,18 @@ def retire(store: Connection, version: ModelVersion) -> None:
 
 def all_tables(store: Connection, use_case: int) -> list[sql.Identifier]:
     """Those there are: a retired version's may have been dropped by hand."""
+    names = all_table_names(store, use_case)
+    return [sql.Identifier("embedline", name) for name in names]
+
+
+def all_table_names(store: Connection, use_case: int) -> list[str]:
     rows = store.execute(
         "SELECT m.table_name FROM embedline.model_version m JOIN pg_class c"
         "   ON c.relname = m.table_name AND c.relnamespace = 'embedline'::regnamespace"
         " WHERE m.use_case = %s",
         [use_case],
     )
-    return [sql.Identifier("embedline", name) for (name,) in rows]
+    return [name for (name,) in rows]
 
 
 def _create(
@@ -324,10 +329,16 @@ def _create(
             [use_case],
         )
     if serving is not None:
+        # What only a backfill asked for, and nobody has stored, stays that backfill's.
         store.execute(
-            "INSERT INTO embedline.ledger (model_version, key, want_hash, priority)"
-            " SELECT %s, key, want_hash, 10 FROM embedline.ledger"
-            " WHERE model_version = %s ORDER BY key",
+            sql.SQL(
+                "INSERT INTO embedline.ledger"
+                " (model_version, key, want_hash, priority, backfill)"
+                " SELECT %s, key, want_hash, 10, CASE WHEN have_hash IS NULL"
+                "   AND NOT EXISTS (SELECT FROM {} v WHERE v.key = l.key)"
+                "   THEN backfill END"
+                " FROM embedline.ledger l WHERE model_version = %s ORDER BY key"
+            ).format(serving.table),
             [created.id, serving.id],
         )
     log.info(
