@@ -187,6 +187,22 @@ def outstanding(store: Connection, version: ModelVersion) -> Outstanding:
     return Outstanding(*row)
 
 
+def ahead(store: Connection, version: ModelVersion, waiting: Mapping[str, Any]) -> int:
+    """How many records would be leased before this row of the ledger."""
+    row = store.execute(
+        "SELECT count(*) FROM embedline.ledger"
+        " WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
+        "  AND next_attempt_at <= now()"
+        "  AND (lease_until IS NULL OR lease_until <= now())"
+        f"  AND {WANTED_NOW}"
+        "  AND (priority, queued_at, key)"
+        "   < (%(priority)s, %(queued_at)s, %(key)s::text)",
+        {**waiting, "version": version.id},
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def retry_dead(
     store: Connection, version: ModelVersion, keys: Sequence[str] | None = None
 ) -> int:

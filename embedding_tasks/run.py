@@ -75,7 +75,9 @@ class Request:
         return isinstance(self.use_case.prediction, PredictionColumn)
 
     def of_run(self, run_id: int) -> Backfill | None:
-        return None if self.backfill is None else Backfill(run_id, self.backfill)
+        if self.backfill is None:
+            return None
+        return Backfill(run_id or None, self.backfill)
 
     def open_store(self) -> Connection:
         return open_store(self.resolve)

@@ -53,9 +53,9 @@ class Synced:
 
 @dataclass(frozen=True)
 class Backfill:
-    """The run that asks for these records alone."""
+    """The run that asks for these records alone; a dry run has no number."""
 
-    run: int
+    run: int | None
     scope: Scope
 
 

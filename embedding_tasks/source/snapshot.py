@@ -54,7 +54,7 @@ def take(conninfo: str) -> Iterator[Connection]:
     """One consistent look at the source. Raises `DatabaseAway` for its own trouble;
     blame other connections inside."""
     connection = connect(conninfo, role="source")
-    with blame(source=connection), connection:
+    with connection, blame(source=connection):
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with connection.transaction():
