@@ -167,7 +167,7 @@ def fail(
         ).fetchall()
         died = [key for key, is_dead in dead if is_dead]
         if died:
-            _drop_outdated(store, version, died)
+            drop_outdated(store, version, died)
     return len(died)
 
 
@@ -216,7 +216,7 @@ def retry_dead(
     ).rowcount
 
 
-def _drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> None:
+def drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> None:
     gone = store.execute(
         sql.SQL(
             "DELETE FROM {} v USING embedline.ledger l WHERE v.key = ANY (%s)"

@@ -148,13 +148,15 @@ class Worker:
             inputs = extract.inputs(
                 connection, self.use_case, self.version.spec["input"]
             )
-            found = snapshot.read_inputs(connection, inputs, sorted(lease.hashes))
+            keys = sorted(lease.hashes)
+            found, unreadable = snapshot.read_inputs(connection, inputs, keys)
+        if held := {k: e for k, e in unreadable.items() if k in lease.hashes}:
+            self._charge(lease, held)
         # a key may come back in other words: 1.0 is found by 1
         current = [
             i for key, i in found.items() if i.hash == lease.hashes.get(key, b"")
         ]
-        if len(current) < len(lease.hashes):
-            moved = lease.hashes.keys() - {i.key for i in current}
+        if moved := lease.hashes.keys() - {i.key for i in current} - held.keys():
             put_off = ledger.defer(self.store, lease, sorted(moved), DEFER_SECONDS)
             self.drained.deferred += put_off
             self._count("deferred", put_off)

@@ -227,6 +227,8 @@ def publish_stage(request: Request) -> dict[str, Any]:
 def work(request: Request, progress: Progress = lambda drained: None) -> dict[str, Any]:
     """One worker that helps to drain what waits, and judges nothing: that is for the
     run whose work it is."""
+    with request.open_store() as store, blame(store=store):
+        versions.use_case_id(store, request.use_case.name)
     embedded = embed_stage(request, 0, progress)
     with request.open_store() as store, _recorded(store, request, "work") as run_id:
         return {**embedded, **_close(store, run_id)}
@@ -400,7 +402,8 @@ def _count(store: Connection, run_id: int, synced: Synced) -> None:
         "UPDATE embedline.run SET synced_at = now(), read = read + %(read)s,"
         " new = new + %(new)s, changed = changed + %(changed)s,"
         " deleted = deleted + %(deleted)s, labels = labels + %(labels)s,"
-        " unusable_keys = %(unusable_keys)s, not_found = %(not_found)s"
+        " unusable_keys = %(unusable_keys)s, not_found = %(not_found)s,"
+        " unreadable = %(unreadable)s"
         " WHERE id = %(id)s",
         {**asdict(synced), "id": run_id},
     )
@@ -412,8 +415,8 @@ def _close(store: Connection, run_id: int) -> dict[str, Any]:
             "UPDATE embedline.run SET state = 'success', error = NULL,"
             " failed_stages = '{}',"
             " finished_at = now() WHERE id = %s RETURNING read, new, changed, deleted,"
-            " labels, unusable_keys, not_found, embedded, vectors, truncated, deferred,"
-            " discarded, failed",
+            " labels, unusable_keys, not_found, unreadable, embedded, vectors,"
+            " truncated, deferred, discarded, failed",
             [run_id],
         ).fetchone()
     assert row is not None

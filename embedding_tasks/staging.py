@@ -2,6 +2,7 @@
 
     incoming         fields of the rows that may have changed
     seen             every key there is, to find those that are gone
+    unreadable       keys of rows whose fields cannot be read, and why
     incoming_label   the same two for a table of labels
     seen_label
 
@@ -22,8 +23,9 @@ from psycopg.types.json import Jsonb
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SourceError
+from embedding_tasks.ledger import ERROR_LENGTH
+from embedding_tasks.source import apart, snapshot
 from embedding_tasks.source import keys as source_keys
-from embedding_tasks.source import snapshot
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.source.snapshot import Position
 from embedding_tasks.store.versions import ModelVersion
@@ -40,6 +42,7 @@ _TABLES: dict[str, LiteralString] = {
         environment text, link text, tags jsonb, label text, prediction text,
         score float8, data text[]""",
     "seen": 'key text COLLATE "C", early boolean NOT NULL',
+    "unreadable": 'key text COLLATE "C" PRIMARY KEY, error text',
     "incoming_label": 'key text COLLATE "C", label text, labeled_at timestamptz',
     "seen_label": 'key text COLLATE "C", early boolean NOT NULL',
 }
@@ -99,7 +102,7 @@ class Staged:
 def stage_records(
     target: Target, connection: Connection, records: Extract, scope: Scope | None
 ) -> Staged:
-    _create(target, "incoming", "seen")
+    _create(target, "incoming", "seen", "unreadable")
     if scope is not None:
         return _stage_scope(target, connection, records, scope)
     full = _stage(target, connection, records, "records", known=_unknown_records)
@@ -116,16 +119,17 @@ def _stage_scope(
     match scope:
         case Window():
             window = records.of_window(scope.since, scope.until)
-            _copy(target, connection, records, "incoming", window)
+            _copy_apart(target, connection, records, window)
         case Everything():
-            _copy(target, connection, records, "incoming", records.everything())
+            _copy_apart(target, connection, records, records.everything())
         case Keys():
             found = source_keys.look_up(connection, records, scope.keys)
             not_found = len(found.missing)
             for keys in source_keys.chunks(found.keys):
-                _copy(target, connection, records, "incoming", records.of_keys(keys))
+                _copy_apart(target, connection, records, records.of_keys(keys))
     unusable_keys = _check_keys(target, records, "incoming")
-    forgetting.leave_out(target.store, target.use_case, "incoming")
+    for table in ("incoming", "unreadable"):
+        forgetting.leave_out(target.store, target.use_case, table)
     return Staged(full=False, unusable_keys=unusable_keys, not_found=not_found)
 
 
@@ -146,11 +150,11 @@ def _stage(
     position = snapshot.position(connection)
     cursor = _cursor(target, relation)
     reason = _why_full(extract, cursor, position)
+    take = _copy_apart if relation == "records" else _copy_labels
     if reason or cursor is None:
-        _copy(target, connection, extract, incoming, extract.everything())
+        take(target, connection, extract, extract.everything())
     else:
-        changed = extract.changed_since(cursor.horizon)
-        _copy(target, connection, extract, incoming, changed)
+        take(target, connection, extract, extract.changed_since(cursor.horizon))
     _copy(target, connection, extract, seen, extract.keys())
     target.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(seen)))
     if not reason:
@@ -158,7 +162,7 @@ def _stage(
         # and a store can lose rows: what is not known is read, whatever its age.
         unknown = forgetting.others(target.store, target.use_case, known(target))
         for keys in source_keys.chunks(unknown):
-            _copy(target, connection, extract, incoming, extract.of_keys(keys))
+            take(target, connection, extract, extract.of_keys(keys))
     forgetting.leave_out(target.store, target.use_case, incoming)
     _save_cursor(target, relation, extract, position, full=bool(reason))
     log.info(
@@ -207,6 +211,36 @@ def _create(target: Target, *names: str) -> None:
                 sql.Identifier(name), sql.SQL(_TABLES[name])
             )
         )
+
+
+def _copy_apart(
+    target: Target, connection: Connection, records: Extract, select: sql.Composable
+) -> None:
+    """Into `incoming` what can be read, into `unreadable` what cannot."""
+
+    def copy(part: sql.Composable) -> None:
+        with target.store.transaction(), connection.transaction():
+            _copy(target, connection, records, "incoming", part)
+
+    unreadable = apart.read(connection, records, select, copy)
+    if not unreadable:
+        return
+    log.warning(
+        "unreadable relation=%s rows=%d first_key=%s",
+        *(records.relation.name, len(unreadable), next(iter(unreadable))),
+    )
+    target.execute(
+        "INSERT INTO unreadable SELECT * FROM unnest(%(keys)s::text[], %(errors)s::text[])"
+        " ON CONFLICT DO NOTHING",
+        keys=[*unreadable],
+        errors=[error[:ERROR_LENGTH] for error in unreadable.values()],
+    )
+
+
+def _copy_labels(
+    target: Target, connection: Connection, labels: Extract, select: sql.Composable
+) -> None:
+    _copy(target, connection, labels, "incoming_label", select)
 
 
 def _copy(
@@ -275,6 +309,11 @@ def _forget_early(target: Target, records: Extract) -> None:
             " SELECT FROM embedline.ledger l"
             " WHERE l.model_version = ANY (%(versions)s) AND l.key = i.key)",
             start=records.start,
+        )
+        target.execute(
+            "DELETE FROM unreadable u USING seen s WHERE s.key = u.key AND s.early"
+            " AND NOT EXISTS (SELECT FROM embedline.ledger l"
+            "  WHERE l.model_version = ANY (%(versions)s) AND l.key = u.key)"
         )
 
 

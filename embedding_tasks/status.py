@@ -96,6 +96,8 @@ def _why_forgotten(use_case: UseCase, key: str, at: datetime) -> str:
 def _verdict(
     store: Connection, use_case: UseCase, serving: ModelVersion, found: Any, known: Any
 ) -> str:
+    if found is None and known and known["want_hash"] == b"" and known["dead_at"]:
+        return f"cannot be read from the source: {known['error']}"
     if found is None:
         return _why_gone(known, _withheld(store, serving.use_case))
     if known is None:

@@ -49,6 +49,7 @@ class Synced:
     labels_withheld: int = 0
     unusable_keys: int = 0
     not_found: int = 0
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def sync(
         )
         _lock(target)
         _enqueue(target, backfill, reembed)
+        unreadable = _set_aside(target)
         _take_over(target, backfill)
         if reembed and backfill is None:
             _enqueue_all_again(target)
@@ -134,6 +136,7 @@ def sync(
         labels_withheld=labels_withheld,
         unusable_keys=staged.unusable_keys,
         not_found=staged.not_found,
+        unreadable=unreadable,
     )
 
 
@@ -233,7 +236,8 @@ def _lock(target: Target) -> None:
     target.execute(
         "SELECT count(*) FROM (SELECT FROM embedline.ledger l JOIN ("
         "   SELECT model_version, key FROM delta WHERE NOT is_new"
-        "   UNION SELECT v.id, key FROM vanished"
+        "   UNION SELECT v.id, key"
+        "     FROM (SELECT key FROM vanished UNION SELECT key FROM unreadable) AS bad"
         "     CROSS JOIN unnest(%(versions)s::int[]) AS v (id)"
         "   UNION SELECT v.id, key FROM (SELECT key FROM label_delta"
         "     UNION SELECT key FROM withdrawn_label) AS relabelled"
@@ -296,6 +300,27 @@ def _take_over(target: Target, backfill: Backfill | None) -> None:
             priority=SCHEDULED if backfill is None else BACKFILL,
             backfill=None if backfill is None else backfill.run,
         )
+
+
+def _set_aside(target: Target) -> int:
+    """Rows that cannot be read are dead until they change: as with any other dead
+    record, a vector of what they were before leaves the store. Returns how many."""
+    target.execute(
+        "INSERT INTO embedline.ledger AS l"
+        " (model_version, key, want_hash, dead_at, error)"
+        " SELECT v.id, key, ''::bytea, now(), error FROM unreadable"
+        " CROSS JOIN unnest(%(versions)s::int[]) AS v (id) ORDER BY v.id, key"
+        " ON CONFLICT (model_version, key) DO UPDATE SET"
+        "  want_hash = EXCLUDED.want_hash, dead_at = EXCLUDED.dead_at,"
+        "  error = EXCLUDED.error, attempts = 0,"
+        "  deferred = false, backfill = NULL, lease_token = NULL, lease_holder = NULL,"
+        "  lease_until = NULL"
+        " WHERE l.want_hash IS DISTINCT FROM EXCLUDED.want_hash OR l.dead_at IS NULL"
+    )
+    keys = [key for (key,) in target.rows("SELECT key FROM unreadable")]
+    for version in target.versions if keys else ():
+        ledger.drop_outdated(target.store, version, keys)
+    return len(keys)
 
 
 def _enqueue_all_again(target: Target) -> None:

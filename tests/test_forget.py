@@ -193,7 +193,7 @@ def test_forget_shows_asks_erases_and_says_what_it_cannot_reach(
     store: Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("builtins.input", lambda *_: "n")
+    monkeypatch.setattr("typer.confirm", lambda question: False)
     told = embedline("forget", "messages", "3", code=1)
     assert "1 of vector_messages_v1, 1 of vector_messages_v2" in told
     assert "vector_messages_v2" in traces(store, "3")

@@ -97,7 +97,7 @@ def test_status_says_who_holds_the_horizon_back(
         write_messages(range(5))
         sync(project)
         held = numbers(store)["held_back"]
-        assert held["transactions"] >= 5
+        assert held["transactions"] > 0
         pid = slow.info.backend_pid
         assert (held["pid"], held["application"]) == (pid, "slow")
         assert held["state"] == "idle in transaction"
@@ -176,6 +176,7 @@ def test_a_transaction_that_has_ended_meanwhile_leaves_its_number_alone(
     with psycopg.connect(source_dsn) as looking:
         looking.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with writing(source_dsn) as slow:
+            db.execute("INSERT INTO messages VALUES (1, 'x')")
             row = looking.execute(
                 "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
             ).fetchone()

@@ -77,6 +77,9 @@ class Extract:
     def of_keys(self, keys: Sequence[str]) -> sql.Composable:
         return self._select(self.has_key(keys))
 
+    def but_for(self, keys: Sequence[str]) -> sql.Composable:
+        return self._select(sql.SQL("NOT ({})").format(self.has_key(keys)))
+
     def of_window(
         self, since: datetime | None, until: datetime | None
     ) -> sql.Composable:
@@ -194,14 +197,18 @@ def inputs(
     """What a worker takes of a record: the columns that its model version's vectors
     are made of, which need not be those the use case names by now."""
     relation = _relation(connection, use_case)
+    values = tuple(expressions.value(relation, name) for name in columns)
     return Extract(
         relation=relation,
         strategy="scan",
         key_columns=use_case.source.key,
         key=expressions.key(relation, use_case.source.key, "source.key"),
-        fields={"hash": expressions.digest(expressions.texts(relation, columns))},
+        fields={
+            "hash": expressions.digest(expressions.texts(relation, columns)),
+            **{f"input {place}": value for place, value in enumerate(values)},
+        },
         where=_where(use_case.source.where),
-        inputs=tuple(expressions.value(relation, name) for name in columns),
+        inputs=values,
     )
 
 

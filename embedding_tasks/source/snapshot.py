@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from embedding_tasks.connections import Connection, blame, connect
 from embedding_tasks.errors import SourceError
 from embedding_tasks.inputs import Part
-from embedding_tasks.source import horizon
+from embedding_tasks.source import apart, horizon
 from embedding_tasks.source.extract import Extract
 
 # Keys and inputs are compared as text, so their text form must not depend on the
@@ -100,18 +100,20 @@ def _server(connection: Connection) -> str:
 
 def read_inputs(
     connection: Connection, extract: Extract, keys: Sequence[str]
-) -> dict[str, Input]:
-    """The present inputs of these keys. A key that is gone, or that the use case's
-    filter no longer lets through, is missing from the answer."""
-    statement = sql.SQL("SELECT {} FROM {} WHERE {} AND {}").format(
-        sql.SQL(", ").join([extract.key, extract.fields["hash"], *extract.inputs]),
-        extract.relation.from_,
-        extract.has_key(keys),
-        extract.where,
-    )
-    with refusals(connection, extract):
-        rows = connection.execute(statement)
-    return {key: Input(key, digest, tuple(parts)) for key, digest, *parts in rows}
+) -> tuple[dict[str, Input], dict[str, str]]:
+    """The present inputs of these keys, and by key why some cannot be read. A key that
+    is gone, or that the use case's filter no longer lets through, is in neither."""
+    found: dict[str, Input] = {}
+
+    def take(select: sql.Composable) -> None:
+        with connection.transaction(), refusals(connection, extract):
+            rows = connection.execute(sql.SQL("{}").format(select)).fetchall()
+        found.update(
+            (key, Input(key, digest, (*parts,))) for key, digest, *parts in rows
+        )
+
+    unreadable = apart.read(connection, extract, extract.of_keys(keys), take)
+    return found, unreadable
 
 
 def describe_record(

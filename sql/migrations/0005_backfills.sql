@@ -6,6 +6,7 @@ ALTER TABLE embedline.run
     ADD paused_at timestamptz,
     ADD cancelled_at timestamptz,
     ADD not_found bigint NOT NULL DEFAULT 0,
+    ADD unreadable bigint NOT NULL DEFAULT 0,
     ADD embed_seconds float8 NOT NULL DEFAULT 0,
     DROP CONSTRAINT run_kind_check,
     ADD CONSTRAINT run_kind_check CHECK (kind IN ('scheduled', 'manual', 'backfill', 'cli', 'work'));
@@ -16,6 +17,8 @@ COMMENT ON COLUMN embedline.run.kind IS 'work: one more worker, which helps to d
 COMMENT ON COLUMN embedline.run.paused_at IS 'a backfill whose records nobody takes until it is resumed';
 COMMENT ON COLUMN embedline.run.cancelled_at IS 'a backfill whose records that were not yet embedded were let go';
 COMMENT ON COLUMN embedline.run.not_found IS 'keys a backfill asked for that the source does not have';
+COMMENT ON COLUMN embedline.run.unreadable IS
+    'rows of which the source cannot give what the use case names: set aside as dead';
 COMMENT ON COLUMN embedline.run.embed_seconds IS
     'seconds that workers spent on what they embedded, from reading to writing, loading the model apart';
 
