@@ -12,9 +12,10 @@ from psycopg.rows import dict_row
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError
+from embedding_tasks.records import delete_vanished
 from embedding_tasks.staging import Target
 from embedding_tasks.store import versions
-from embedding_tasks.sync import SCHEDULED, delete_vanished
+from embedding_tasks.sync import SCHEDULED
 from embedding_tasks.use_case import UseCase
 
 log = logging.getLogger(__name__)
@@ -148,11 +149,12 @@ def cancel(store: Connection, use_case: UseCase, runs: list[int]) -> Fates:
     """Let go what the backfills have not embedded. Workers that hold some of it lose
     their lease, and with it the right to write."""
     with store.transaction():
+        versions.lock(store, versions.use_case_id(store, use_case.name))
         target = _target(store, use_case)
-        versions.lock(store, target.use_case)
         target.execute(
-            "SELECT FROM embedline.ledger WHERE backfill = ANY (%(runs)s)"
-            " ORDER BY model_version, key FOR UPDATE",
+            "SELECT count(*) FROM (SELECT FROM embedline.ledger"
+            "  WHERE backfill = ANY (%(runs)s)"
+            "  ORDER BY model_version, key FOR UPDATE) AS locked",
             runs=runs,
         )
         fates = _judge(target, use_case, runs)

@@ -230,7 +230,8 @@ def _copy_apart(
         *(records.relation.name, len(unreadable), next(iter(unreadable))),
     )
     target.execute(
-        "INSERT INTO unreadable SELECT * FROM unnest(%(keys)s::text[], %(errors)s::text[])"
+        "INSERT INTO unreadable"
+        " SELECT * FROM unnest(%(keys)s::text[], %(errors)s::text[])"
         " ON CONFLICT DO NOTHING",
         keys=[*unreadable],
         errors=[error[:ERROR_LENGTH] for error in unreadable.values()],

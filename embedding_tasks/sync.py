@@ -18,14 +18,12 @@ from operator import not_
 from psycopg import sql
 
 from embedding_tasks import facts, ledger, staging
+from embedding_tasks import records as stored
 from embedding_tasks.connections import blame
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.staging import Target
-from embedding_tasks.store import versions
-from embedding_tasks.store.write import write_data
 from embedding_tasks.use_case import (
-    Column,
     LabelTable,
     Scope,
     UseCase,
@@ -117,12 +115,12 @@ def sync(
         _take_over(target, backfill)
         if reembed and backfill is None:
             _enqueue_all_again(target)
-        _drop_emptied(target)
-        _write_records(target)
+        stored.drop_emptied(target)
+        stored.write(target)
         if refresh:
-            _refresh_data(target)
+            stored.refresh_data(target)
         labels = facts.write(target, use_case, full=staged.full) + withdrawn
-        deleted = delete_vanished(target, use_case)
+        deleted = stored.delete_vanished(target, use_case)
         facts.keep_labelled(target)
         if backfill is None:
             _remember_withheld(target, withheld, labels_withheld)
@@ -282,9 +280,9 @@ def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
 def _take_over(target: Target, backfill: Backfill | None) -> None:
     """The schedule leaves to a backfill what has a vector of its current input."""
     for version in target.versions:
-        stored: sql.Composable = sql.SQL("false")
+        current: sql.Composable = sql.SQL("false")
         if backfill is None:
-            stored = sql.SQL(
+            current = sql.SQL(
                 "EXISTS (SELECT FROM {} v WHERE v.key = l.key"
                 " AND v.input_hash = l.want_hash)"
             ).format(version.table)
@@ -295,7 +293,7 @@ def _take_over(target: Target, backfill: Backfill | None) -> None:
                 " FROM delta d WHERE d.is_claimed AND d.model_version = %(version)s"
                 " AND l.model_version = d.model_version AND l.key = d.key"
                 " AND l.pending AND l.backfill IS NOT NULL AND NOT {}"
-            ).format(stored),
+            ).format(current),
             version=version.id,
             priority=SCHEDULED if backfill is None else BACKFILL,
             backfill=None if backfill is None else backfill.run,
@@ -331,104 +329,4 @@ def _enqueue_all_again(target: Target) -> None:
         " WHERE model_version = ANY (%(versions)s) AND want_hash IS NOT NULL"
         " AND (NOT pending OR dead_at IS NOT NULL)",
         priority=BACKFILL,
-    )
-
-
-def _drop_emptied(target: Target) -> None:
-    """Inputs that have become null have nothing to show for."""
-    for version in target.versions:
-        target.execute(
-            sql.SQL(
-                "DELETE FROM {} v USING delta d WHERE v.key = d.key"
-                " AND d.model_version = %(version)s AND d.hash IS NULL"
-            ).format(version.table),
-            version=version.id,
-        )
-    target.execute(
-        "DELETE FROM embedline.prediction p USING delta d"
-        " WHERE p.use_case = %(use_case)s AND p.key = d.key"
-        " AND p.model_version = d.model_version AND d.hash IS NULL"
-    )
-    target.execute(
-        "DELETE FROM embedline.input i USING delta d"
-        " WHERE i.model_version = d.model_version AND i.key = d.key AND d.hash IS NULL"
-    )
-
-
-def _write_records(target: Target) -> None:
-    target.execute(
-        "CREATE TEMP TABLE record_delta ON COMMIT DROP AS"
-        " SELECT i.* FROM incoming i LEFT JOIN embedline.record r"
-        "   ON r.use_case = %(use_case)s AND r.key = i.key"
-        " WHERE r.key IS NULL OR (r.event_time, r.environment, r.link, r.tags)"
-        "   IS DISTINCT FROM (i.event_time, i.environment, i.link, i.tags)"
-    )
-    target.execute(
-        "INSERT INTO embedline.record"
-        " (use_case, key, event_time, environment, link, tags)"
-        " SELECT %(use_case)s, key, event_time, environment, link, tags"
-        " FROM record_delta ORDER BY key"
-        " ON CONFLICT (use_case, key) DO UPDATE SET event_time = EXCLUDED.event_time,"
-        "  environment = EXCLUDED.environment, link = EXCLUDED.link,"
-        "  tags = EXCLUDED.tags"
-    )
-
-
-def _refresh_data(target: Target) -> None:
-    """The use case now keeps another part of the input than it did."""
-    # Only where the vector is of the input that is read now.
-    target.execute(
-        "CREATE TEMP TABLE kept ON COMMIT DROP AS"
-        " SELECT v.id AS model_version, i.key, i.data[v.place] AS data, o.unknown_words"
-        " FROM unnest(%(versions)s::int[]) WITH ORDINALITY AS v (id, place)"
-        " CROSS JOIN incoming i JOIN embedline.ledger l"
-        "   ON l.model_version = v.id AND l.key = i.key"
-        "  AND l.have_hash = i.hashes[v.place]"
-        " LEFT JOIN embedline.input o ON o.model_version = v.id AND o.key = i.key",
-    )
-    for version in target.versions:
-        target.execute(
-            "CREATE TEMP TABLE kept_of_version ON COMMIT DROP AS"
-            " SELECT key, data, unknown_words FROM kept WHERE model_version = %(id)s",
-            id=version.id,
-        )
-        write_data(
-            target.store,
-            version.id,
-            "SELECT key, data, unknown_words FROM kept_of_version",
-        )
-        target.execute("DROP TABLE kept_of_version")
-
-
-def delete_vanished(target: Target, use_case: UseCase) -> int:
-    """Records in the temporary table `vanished`. The ledger first: it stops workers
-    that hold these records. Then, in statements that begin later and so see what those
-    workers had just written, everything else, in the tables of retired versions too."""
-    target.execute(
-        "DELETE FROM embedline.ledger l USING vanished d"
-        " WHERE l.model_version = ANY (%(versions)s) AND l.key = d.key"
-    )
-    for table in versions.all_tables(target.store, target.use_case):
-        target.execute(
-            sql.SQL("DELETE FROM {} v USING vanished d WHERE v.key = d.key").format(
-                table
-            )
-        )
-    target.execute(
-        "DELETE FROM embedline.input i USING vanished d, embedline.model_version m"
-        " WHERE m.use_case = %(use_case)s AND i.model_version = m.id"
-        " AND i.key = d.key"
-    )
-    target.execute(
-        "DELETE FROM embedline.prediction p USING vanished d"
-        " WHERE p.use_case = %(use_case)s AND p.key = d.key"
-    )
-    if isinstance(use_case.label, Column):
-        target.execute(
-            "DELETE FROM embedline.label l USING vanished d"
-            " WHERE l.use_case = %(use_case)s AND l.key = d.key"
-        )
-    return target.execute(
-        "DELETE FROM embedline.record r USING vanished d"
-        " WHERE r.use_case = %(use_case)s AND r.key = d.key"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,25 @@ def test_scheduled_records_go_first_and_nothing_is_embedded_twice(
     assert sorted(seen) == [*range(50), *range(60, 100)]
     assert sum(count for count, _ in embedded(store).values()) == 90
     assert ledger_rows(store, "key", "backfill IS NOT NULL") == []
+
+
+def test_backfills_and_the_schedule_at_once_embed_everything_once(
+    late_start: Project, store: Connection
+) -> None:
+    requests = [
+        late_start.request(backfill=window(0, 40)),
+        late_start.request(backfill=window(20, 60)),
+        late_start.request(),
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run.run, requests))
+    counts = embedded(store)
+    assert sum(count for count, _ in counts.values()) == 100
+    assert {vain for _, vain in counts.values()} == {0}
+    assert status.of(store)[0]["stored"] == 100
+    row = store.execute("SELECT count(*) FROM embedline.source_cursor").fetchone()
+    assert row == (1,)
+    assert sync(late_start) == {}
 
 
 def test_what_waits_for_the_schedule_stays_the_schedules(
@@ -531,6 +551,50 @@ def test_start_list_pause_resume_cancel(
     assert "30 leave the store" in told
     assert "no backfill is" in embedline("backfill", "cancel", "messages", "--yes")
     assert len(keys(store)) == 41
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda *a: backfills.pause(a[0], "messages"), "is paused, 90 records wait: "),
+        (lambda *a: backfills.cancel(*a), "was cancelled"),
+    ],
+    ids=["paused", "cancelled"],
+)
+def test_a_backfill_that_is_stopped_from_elsewhere_ends_well_and_says_so(
+    embedline: Callable[..., str],
+    late_start: Project,
+    store: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Any,
+    says: str,
+) -> None:
+    late_start.use_case(source={"start": None}, batch={"claim": 10})
+    case = late_start.use_case()
+
+    def changed(self: TextEncoder, inputs: Any) -> Encoded:
+        made = ENCODE(self, inputs)
+        if status.of(store)[0]["paused"] == 0:
+            running = [r["id"] for r in backfills.of(store, "messages")]
+            change(store, case, running)
+        return made
+
+    monkeypatch.setattr(TextEncoder, "encode", changed)
+    told = embedline("backfill", "start", "messages", "--everything")
+    assert says in told
+
+
+def test_a_cancel_that_is_not_confirmed_changes_nothing(
+    embedline: Callable[..., str],
+    late_start: Project,
+    store: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun(late_start, backfill=window(0, 10))
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+    told = embedline("backfill", "cancel", "messages", code=1)
+    assert "0 records keep the vectors they have, 10 leave the store" in told
+    assert status.of(store)[0]["pending"] == 10
 
 
 def test_keys_come_from_a_file_or_a_pipe(
