@@ -96,7 +96,8 @@ def expectation(counts: Mapping[str, Any]) -> str:
         return f"no rate measured yet, so no saying how long; {_some(workers)}"
     rate, seconds = counts["records_per_second"], counts["expected_seconds"]
     told = (
-        f"{about(seconds)} at the measured {rate:.0f} records/s per worker, "
+        f"{about(seconds)} at the measured {rate:.{0 if rate >= 10 else 2}f} "
+        "records/s per worker, "
         f"{_some(workers)}"
     )
     if workers > 1:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from embedding_tasks import backfills, ledger, run, status
+from embedding_tasks import backfills, ledger, run, status, terminal
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
@@ -515,6 +515,29 @@ def test_a_dry_run_says_how_many_and_how_long_by_what_was_measured(
     assert foreseen["records_per_second"] == pytest.approx(row[0])
     assert foreseen["expected_seconds"] == pytest.approx(50 / row[0] / 2)
     assert status.of(store)[0]["pending"] == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({"workers": 1}, "no rate measured yet, so no saying how long; 1 worker"),
+        (
+            {"workers": 2, "records_per_second": 812.4, "expected_seconds": 240},
+            "about 4 min at the measured 812 records/s per worker, 2 workers; "
+            "about 8 min with one, as here",
+        ),
+        (
+            {"workers": 1, "records_per_second": 0.25, "expected_seconds": 7200},
+            "about 2 h at the measured 0.25 records/s per worker, 1 worker",
+        ),
+        (
+            {"workers": 1, "records_per_second": 900.0, "expected_seconds": 0.1},
+            "about 1 s at the measured 900 records/s per worker, 1 worker",
+        ),
+    ],
+)
+def test_a_dry_run_says_it_in_a_sentence(counts: dict[str, Any], says: str) -> None:
+    assert terminal.expectation(counts) == says
 
 
 # From a terminal
