@@ -151,18 +151,18 @@ def cancel(store: Connection, use_case: UseCase, runs: list[int]) -> Fates:
     with store.transaction():
         versions.lock(store, versions.use_case_id(store, use_case.name))
         target = _target(store, use_case)
-        target.execute(
+        store.execute(
             "SELECT count(*) FROM (SELECT FROM embedline.ledger"
-            "  WHERE backfill = ANY (%(runs)s)"
+            "  WHERE backfill = ANY (%s)"
             "  ORDER BY model_version, key FOR UPDATE) AS locked",
-            runs=runs,
+            [runs],
         )
         fates = _judge(target, use_case, runs)
         _apply(target, use_case)
-        target.execute(
+        store.execute(
             "UPDATE embedline.run SET cancelled_at = now(), paused_at = NULL"
-            " WHERE id = ANY (%(runs)s)",
-            runs=runs,
+            " WHERE id = ANY (%s)",
+            [runs],
         )
     log.info("cancelled use_case=%s runs=%s %s", use_case.name, runs, fates)
     return fates
@@ -177,6 +177,8 @@ def _target(store: Connection, use_case: UseCase) -> Target:
 def _judge(target: Target, use_case: UseCase, runs: list[int]) -> Fates:
     """In `let_go`, each record's fate in each version: it is removed from all or from
     none."""
+    if not target.versions:  # before its first sync
+        return Fates(0, 0, 0)
     target.execute(
         'CREATE TEMP TABLE let_go (model_version int, key text COLLATE "C", fate text)'
         " ON COMMIT DROP"
@@ -217,6 +219,8 @@ def _judge(target: Target, use_case: UseCase, runs: list[int]) -> Fates:
 
 
 def _apply(target: Target, use_case: UseCase) -> None:
+    if not target.versions:
+        return
     target.execute(
         "UPDATE embedline.ledger l SET backfill = NULL, priority = %(priority)s,"
         "  have_hash = CASE g.fate WHEN 'restored' THEN want_hash ELSE have_hash END,"

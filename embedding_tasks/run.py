@@ -121,9 +121,6 @@ def sync_stage(request: Request) -> dict[str, int | float]:
         counts: dict[str, int | float] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
-            if backfills.is_cancelled(store, run_id):
-                log.warning("cancelled use_case=%s run=%d", use_case.name, run_id)
-                return {}
             live = versions.ensure(
                 store,
                 use_case_id,
@@ -133,6 +130,9 @@ def sync_stage(request: Request) -> dict[str, int | float]:
                 distance=use_case.storage.distance,
                 prediction_from_source=request.prediction_from_source,
             )
+            if backfills.is_cancelled(store, run_id):
+                log.warning("cancelled use_case=%s run=%d", use_case.name, run_id)
+                return {}
             synced = sync(
                 Target(store, use_case_id, live, use_case.first_feature.unit),
                 conninfo,

@@ -10,7 +10,6 @@ of their own, which see what a worker has written meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from operator import not_
@@ -94,12 +93,7 @@ def sync(
             staging.stage_labels(target, connection, found)
         facts.compare_labels(target, use_case)
         again = reembed and backfill is not None
-        new, changed = _compare(
-            target,
-            records.followed,
-            reembed=again,
-            claims=_claims(target, records, backfill),
-        )
+        new, changed = _compare(target, records, backfill, reembed=again)
         withheld = _find_vanished(target, use_case, backfill, allow_deletes)
         withdrawn, labels_withheld = facts.find_withdrawn(
             target,
@@ -138,26 +132,17 @@ def sync(
     )
 
 
-def _claims(
-    target: Target, records: Extract, backfill: Backfill | None
-) -> sql.Composable:
-    """Which records, of those that wait for a backfill as `l`, this sync may take over.
-    A backfill: those of one that is paused. The schedule: those it would have found
-    by itself; that their vectors are made anew is not its business, though."""
-    if backfill is not None:
-        return sql.SQL("l.backfill IN ({})").format(ledger.PAUSED)
-    if records.start is None:
-        return sql.SQL("true")
-    return sql.SQL(
-        "l.have_hash IS NOT NULL OR coalesce(i.event_time >= {}, true)"
-    ).format(sql.Literal(records.start))
-
-
 def _compare(
-    target: Target, followed: Sequence[bool], *, reembed: bool, claims: sql.Composable
+    target: Target, records: Extract, backfill: Backfill | None, *, reembed: bool
 ) -> tuple[int, int]:
     """What the ledger does not yet say, in `delta`, per live version whose columns
-    the source still has; how many records are new and how many changed."""
+    the source still has; how many records are new and how many changed. `is_claimed`
+    are those waiting for a backfill that this sync may take over: for another
+    backfill, those of one that is paused."""
+    followed = records.followed
+    claims: sql.Composable = sql.SQL("true")
+    if backfill is not None:
+        claims = sql.SQL("l.backfill IN ({})").format(ledger.PAUSED)
     for version in compress(target.versions, map(not_, followed)):
         log.warning(
             "version %d is no longer followed: the source has lost a column it is made "
@@ -172,17 +157,19 @@ def _compare(
             " SELECT v.id AS model_version, i.key, i.hashes[v.place] AS hash,"
             "   l.key IS NULL AS is_new, %(reembed)s"
             "   OR l.want_hash IS DISTINCT FROM i.hashes[v.place] AS is_changed,"
-            "   l.pending AND l.backfill IS NOT NULL AND ({claims}) AS is_claimed"
+            "   l.pending AND l.backfill IS NOT NULL AND {claims} AS is_claimed,"
+            "   coalesce(i.event_time < %(start)s::timestamptz, false) AS is_early"
             " FROM unnest(%(versions)s::int[], %(followed)s::boolean[])"
             "   WITH ORDINALITY AS v (id, followed, place) CROSS JOIN incoming i"
             " LEFT JOIN embedline.ledger l ON l.model_version = v.id AND l.key = i.key"
             " WHERE v.followed AND (l.key IS NULL OR %(reembed)s"
             "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place]"
-            "  OR (l.pending AND l.backfill IS NOT NULL AND ({claims}))"
+            "  OR (l.pending AND l.backfill IS NOT NULL AND {claims})"
             "  OR (l.pending AND l.attempts = 0 AND l.next_attempt_at > now()))"
         ).format(claims=claims),
         reembed=reembed,
         followed=list(followed),
+        start=records.start,
     )
     target.execute("ANALYZE delta")
     ((new, changed),) = target.rows(
@@ -278,22 +265,29 @@ def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
 
 
 def _take_over(target: Target, backfill: Backfill | None) -> None:
-    """The schedule leaves to a backfill what has a vector of its current input."""
+    """The schedule takes what it would have found by itself, and leaves to a backfill
+    what has a vector of its current input, and what lies before the use case's `start`
+    and was never stored."""
     for version in target.versions:
-        current: sql.Composable = sql.SQL("false")
+        wanted: sql.Composable = sql.SQL("true")
         if backfill is None:
-            current = sql.SQL(
-                "EXISTS (SELECT FROM {} v WHERE v.key = l.key"
-                " AND v.input_hash = l.want_hash)"
-            ).format(version.table)
+            stored = sql.SQL("EXISTS (SELECT FROM {} v WHERE v.key = l.key{})")
+            wanted = sql.SQL(
+                "NOT {current} AND (NOT d.is_early OR l.have_hash IS NOT NULL OR {any})"
+            ).format(
+                current=stored.format(
+                    version.table, sql.SQL(" AND v.input_hash = l.want_hash")
+                ),
+                any=stored.format(version.table, sql.SQL("")),
+            )
         target.execute(
             sql.SQL(
                 "UPDATE embedline.ledger l SET backfill = %(backfill)s::bigint,"
                 "  priority = least(l.priority, %(priority)s)"
                 " FROM delta d WHERE d.is_claimed AND d.model_version = %(version)s"
                 " AND l.model_version = d.model_version AND l.key = d.key"
-                " AND l.pending AND l.backfill IS NOT NULL AND NOT {}"
-            ).format(current),
+                " AND l.pending AND l.backfill IS NOT NULL AND {}"
+            ).format(wanted),
             version=version.id,
             priority=SCHEDULED if backfill is None else BACKFILL,
             backfill=None if backfill is None else backfill.run,

@@ -258,21 +258,30 @@ def test_what_waits_for_the_schedule_stays_the_schedules(
     assert {*ledger_rows(store, "backfill", "key::int < 60")} == {(number,)}
 
 
+@pytest.mark.parametrize(("reembed", "paused"), [(False, 50), (True, 98)])
+@pytest.mark.parametrize("strategy", ["snapshot", "scan"])
 def test_a_scheduled_sync_makes_its_own_what_a_backfill_saw_first(
-    late_start: Project, db: Connection, store: Connection, write_messages: Write
+    late_start: Project,
+    db: Connection,
+    store: Connection,
+    write_messages: Write,
+    strategy: str,
+    reembed: bool,
+    paused: int,
 ) -> None:
     """Pausing a backfill must not keep the schedule's records waiting: changed ones,
     and new ones after the start. Those it does not ask for stay paused."""
+    late_start.use_case(source={"strategy": strategy})
     late_start.run()
     late_start.run(backfill=window(0, 10))
     db.execute("UPDATE messages SET body = 'other' WHERE id IN (5, 70)")
     write_messages(range(100, 103))
-    _, number = begun(late_start, backfill=Everything())
+    _, number = begun(late_start, backfill=Everything(), reembed=reembed)
     backfills.pause(store, "messages", number)
-    assert status.of(store)[0]["paused"] == 55
+    assert status.of(store)[0]["paused"] == paused + 5
     counts = late_start.run()
     assert (counts["embedded"], counts["new"], counts["changed"]) == (5, 0, 0)
-    assert status.of(store)[0]["paused"] == 50
+    assert status.of(store)[0]["paused"] == paused
     assert keys(store, "embeddings.messages") == {
         str(n) for n in (*range(10), *range(60, 103))
     }
@@ -426,6 +435,17 @@ def test_cancelling_lets_go_what_only_the_backfill_asked_for(
     assert backfills.of(store, "messages")[0]["state"] == "cancelled"
     run.sync_stage(request)  # tried again, it brings nothing back
     end_state(store).assert_same(before)
+
+
+def test_a_backfill_cancelled_before_its_first_sync_ends_well(
+    late_start: Project, store: Connection
+) -> None:
+    request = late_start.request(backfill=window(0, 50))
+    number = run.begin(request)
+    fates = backfills.cancel(store, late_start.use_case(), [number])
+    assert fates == backfills.Fates(0, 0, 0)
+    assert run.run(request)["wanted"] == 0
+    assert backfills.of(store, "messages")[0]["state"] == "cancelled"
 
 
 def test_cancelling_gives_back_the_vectors_that_were_to_be_made_anew(
