@@ -142,3 +142,18 @@ def test_where_nothing_can_be_read_no_record_is_to_blame(
     with pytest.raises(SourceError, match="invalid input syntax"):
         run.sync_stage(request) if stage == "sync" else run.embed_stage(request, 0)
     assert dead(store) == {}
+
+
+def test_a_bad_row_beside_another_is_still_told_apart(
+    casting: Project, db: Connection, store: Connection
+) -> None:
+    """What is looked at to see that others can be read may be bad itself."""
+    db.execute("DELETE FROM messages WHERE id > 5")
+    break_rows(db, 0, 1, 2, 3)
+    casting.run()
+    db.execute("UPDATE messages SET body = '5000' WHERE id = 4")
+    request = casting.request()
+    run.sync_stage(request)
+    break_rows(db, 4)
+    assert run.embed_stage(request, 0)["dead"] == 1
+    assert {*dead(store)} == {"0", "1", "2", "3", "4"}

@@ -21,6 +21,8 @@ done is undone."""
 
 # Asked for at once, where a selection has failed.
 _KEYS = 1_000
+# Looked at, where all of those failed.
+_OTHERS = 20
 
 
 def read(
@@ -38,8 +40,12 @@ def read(
     keys = _keys(connection, extract, select)
     unreadable: dict[str, str] = {}
     for start in range(0, len(keys), _KEYS):
-        unreadable |= dict(_halved(extract, keys[start : start + _KEYS], by))
-    if len(unreadable) == len(keys) and not _reads_others(connection, extract, keys):
+        part = keys[start : start + _KEYS]
+        unreadable |= dict(_halved(extract, part, by))
+        nothing_was_read = len(unreadable) == start + len(part)
+        if nothing_was_read and not _reads_others(connection, extract, part):
+            raise failure
+    if not keys:
         raise failure
     return unreadable
 
@@ -69,11 +75,18 @@ def _of_data(error: Exception) -> psycopg.DataError | None:
 
 
 def _keys(
-    connection: Connection, extract: Extract, select: sql.Composable
+    connection: Connection,
+    extract: Extract,
+    select: sql.Composable,
+    limit: int | None = None,
 ) -> list[str]:
     """None where they cannot be read by themselves."""
-    statement = sql.SQL("SELECT key FROM ({}) AS r ({}) WHERE key IS NOT NULL").format(
-        select, sql.SQL(", ").join(map(sql.Identifier, ["key", *extract.fields]))
+    statement = sql.SQL(
+        "SELECT key FROM ({}) AS r ({}) WHERE key IS NOT NULL LIMIT {}"
+    ).format(
+        select,
+        sql.SQL(", ").join(map(sql.Identifier, ["key", *extract.fields])),
+        sql.Literal(limit),
     )
     try:
         with connection.transaction():
@@ -85,11 +98,12 @@ def _keys(
 def _reads_others(
     connection: Connection, extract: Extract, keys: Sequence[str]
 ) -> bool:
-    if not keys:
-        return False
-    statement = sql.SQL("{} LIMIT 1").format(extract.but_for(keys[:_KEYS]))
-    try:
-        with connection.transaction():
-            return connection.execute(statement).fetchone() is not None
-    except psycopg.DataError:
-        return False
+    """Is anything but these fit to be read?"""
+    for key in _keys(connection, extract, extract.but_for(keys), _OTHERS):
+        try:
+            with connection.transaction():
+                connection.execute(sql.SQL("{}").format(extract.of_keys([key])))
+                return True
+        except psycopg.DataError:
+            continue
+    return False
