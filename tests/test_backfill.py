@@ -320,6 +320,35 @@ def test_a_version_that_is_built_meanwhile_lacks_no_record_that_served(
     assert len(keys(store, "embeddings.messages")) == 120
 
 
+def test_a_version_waits_for_a_paused_record_that_the_serving_one_has(
+    late_start: Project,
+    store: Connection,
+    make_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late_start.run()
+    late_start.use_case(encoder={"model": str(make_model(seed=5))})
+    request, number = begun(late_start, backfill=window(0, 30))
+    calls: list[int] = []
+
+    def paused_once_it_serves(self: TextEncoder, inputs: Any) -> Encoded:
+        calls.append(1)
+        if len(calls) == 5:  # thirty by eight
+            backfills.pause(store, "messages", number)
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", paused_once_it_serves)
+    run.embed_stage(request, 0)
+    run.publish_stage(request)
+    serving, building = status.of(store)
+    assert (serving["model_version"], serving["stored"]) == (1, 70)
+    assert building["paused"] > 0
+    assert building["pending"] == 0
+    backfills.resume(store, "messages")
+    late_start.run()
+    assert [(n["model_version"], n["stored"]) for n in status.of(store)] == [(2, 70)]
+
+
 def test_a_paused_backfill_stays_paused_in_a_version_built_meanwhile(
     late_start: Project, store: Connection, make_model: Callable[..., Path]
 ) -> None:
