@@ -31,17 +31,19 @@ def save(
     definition: Mapping[str, Any],
     position: Position,
     reading: Reading,
+    held_back: Mapping[str, Any] | None,
 ) -> None:
     target.execute(
         "INSERT INTO embedline.source_cursor AS c"
         " (use_case, relation, definition, server, horizon, bound, audit_horizon,"
-        "  prune_horizon, prune_at)"
+        "  prune_horizon, prune_at, held_back)"
         " VALUES (%(use_case)s, %(relation)s, %(definition)s, %(server)s,"
         "  %(horizon)s::text::xid8, %(bound)s, %(horizon)s::text::xid8,"
-        "  %(horizon)s::text::xid8, now())"
+        "  %(horizon)s::text::xid8, now(), %(held_back)s)"
         " ON CONFLICT (use_case, relation) DO UPDATE SET"
         "  definition = EXCLUDED.definition, horizon = EXCLUDED.horizon,"
         "  server = EXCLUDED.server, bound = EXCLUDED.bound, synced_at = now(),"
+        "  held_back = EXCLUDED.held_back,"
         "  audited_at = CASE WHEN %(audit)s THEN now() ELSE c.audited_at END,"
         "  audit_horizon = CASE WHEN %(audit)s THEN EXCLUDED.audit_horizon"
         "    ELSE c.audit_horizon END,"
@@ -53,6 +55,7 @@ def save(
         server=position.server,
         horizon=position.horizon,
         bound=reading.bound,
+        held_back=Jsonb(held_back) if held_back else None,
         audit=reading.audit,
         afresh=reading.afresh,
     )

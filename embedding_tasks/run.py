@@ -8,7 +8,6 @@ manual, backfilled and retried runs are the same code. Between stages pass count
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -17,7 +16,16 @@ from typing import Any, Literal
 import psycopg
 from psycopg.types.json import Jsonb
 
-from embedding_tasks import judgement, ledger, promotion, pruning, status, training
+from embedding_tasks import (
+    backfills,
+    foresight,
+    judgement,
+    ledger,
+    promotion,
+    pruning,
+    status,
+    training,
+)
 from embedding_tasks.connections import (
     Connection,
     Resolve,
@@ -38,21 +46,22 @@ from embedding_tasks.promotion import promote as promote
 from embedding_tasks.store import declared, retired, trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.sync import Synced, sync
+from embedding_tasks.sync import Backfill, Synced, sync
 from embedding_tasks.target import Target
-from embedding_tasks.use_case import PredictionColumn, UseCase, Window
+from embedding_tasks.use_case import PredictionColumn, Scope, UseCase, Window, kind_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run of a use case. `external_id` names it across stages and retries."""
+    """One run of a use case. `external_id` names it across stages and retries;
+    `backfill` is what it asks for, in place of all that is new, changed or gone."""
 
     use_case: UseCase
     external_id: str
-    kind: Literal["scheduled", "manual", "backfill", "cli"]
-    window: Window | None = None
+    kind: Literal["scheduled", "manual", "backfill", "cli", "work"]
+    backfill: Scope | None = None
     reembed: bool = False
     audit: bool = False
     allow_deletes: bool = False
@@ -60,20 +69,26 @@ class Request:
     resolve: Resolve | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.use_case.source.event_time is None:
+        no_time = self.use_case.source.event_time is None
+        if isinstance(self.backfill, Window) and no_time:
             raise ConfigError(
                 f"use case {self.use_case.name!r} names no source.event_time, so there "
-                "is nothing a window or a backfill could select by"
+                "is nothing a window could select by; valid: keys, or everything"
             )
-        if self.window is not None and self.audit:
+        if self.backfill is not None and self.audit:
             raise ConfigError(
-                "an audit reads every row of the source; leave out since and until, "
-                "and do not ask for it in a backfill"
+                "an audit reads every row of the source; leave out since, until, keys "
+                "and everything, and do not ask for it in a backfill"
             )
 
     @property
     def prediction_from_source(self) -> bool:
         return isinstance(self.use_case.prediction, PredictionColumn)
+
+    def of_run(self, run_id: int) -> Backfill | None:
+        if self.backfill is None:
+            return None
+        return Backfill(run_id or None, self.backfill)
 
     def open_store(self) -> Connection:
         return open_store(self.resolve)
@@ -102,7 +117,7 @@ def train_stage(
             )
 
 
-def sync_stage(request: Request) -> dict[str, int]:
+def sync_stage(request: Request) -> dict[str, int | float]:
     """What the source has that the store has not is enqueued; what it no longer has
     leaves the store. Returns the counts of `Synced`, and of a dry run what it foresees.
     """
@@ -114,20 +129,23 @@ def sync_stage(request: Request) -> dict[str, int]:
         if request.dry_run and (waiting := recipe.untrained(use_case, known)):
             return {"to_train": len(waiting)}
         recipes, missing = recipe.found(use_case, request.resolve, trained=known)
-        counts: dict[str, int] = {}
+        counts: dict[str, int | float] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
             live = versions.live(store, use_case_id)
             before = {v.id for v in live if v.feature in use_case.all_features}
             if missing and (request.dry_run or not (recipes or before)):
                 raise next(iter(missing.values()))
-            whole = request.window is None
+            whole = request.backfill is None
             live = declared.ensure(store, use_case_id, use_case, recipes, whole=whole)
+            if backfills.is_cancelled(store, run_id):
+                log.warning("cancelled use_case=%s run=%d", use_case.name, run_id)
+                return {}
             synced = sync(
                 Target(store, use_case_id, live, use_case.first_feature.unit),
                 conninfo,
                 use_case,
-                window=request.window,
+                backfill=request.of_run(run_id),
                 reembed=request.reembed,
                 audit=request.audit,
                 allow_deletes=request.allow_deletes,
@@ -138,11 +156,11 @@ def sync_stage(request: Request) -> dict[str, int]:
             versions.refresh_views(store, use_case_id, request.prediction_from_source)
             counts = asdict(synced)
             if request.dry_run:
-                counts |= _foreseen(store, live, use_case.batch.lease_seconds)
+                counts |= foresight.foreseen(store, use_case_id, use_case, live)
                 raise psycopg.Rollback
             _count(store, run_id, synced)
             _remember_missing(store, run_id, missing)
-        if not (request.dry_run or request.window):
+        if not (request.dry_run or request.backfill):
             with blame(store=store):
                 pruning.prune(store, use_case_id, use_case, conninfo)
     for error in missing.values():
@@ -152,32 +170,17 @@ def sync_stage(request: Request) -> dict[str, int]:
     return counts
 
 
-def _foreseen(
-    store: Connection, live: list[ModelVersion], lease_seconds: int
-) -> dict[str, int]:
-    waiting = [ledger.outstanding(store, version, lease_seconds) for version in live]
-    building = [v.version for v in live if v.state == "building"]
-    return {
-        "to_embed": sum(left.claimable + left.leased for left in waiting),
-        "builds_version": building[0] if building else 0,
-    }
-
-
 def plan_stage(request: Request) -> int:
     """How many workers the queue is worth: none when it is empty."""
     if request.dry_run:
         return 0
-    batch = request.use_case.batch
     with (
         request.open_store() as store,
         _recorded(store, request, "plan"),
         blame(store=store),
     ):
-        waiting = 0
-        for version in _live(store, request):
-            left = ledger.outstanding(store, version, batch.lease_seconds)
-            waiting += left.claimable + left.leased
-    workers = min(batch.max_workers, math.ceil(waiting / batch.rows_per_worker))
+        waiting = foresight.waiting(store, request.use_case, _live(store, request))
+    workers = foresight.workers(request.use_case, waiting)
     log.info(
         "planned use_case=%s pending=%d workers=%d",
         *(request.use_case.name, waiting, workers),
@@ -238,11 +241,27 @@ def publish_stage(request: Request) -> dict[str, Any]:
                 request.use_case, serving, judgement.left_of(store, serving, run_id)
             )
         numbers = status.of(store, request.use_case.name)[0]
-        if request.window is None:
+        if request.backfill is None:
             judgement.judge_withheld(request.use_case, numbers)
         counts = _close(store, run_id)
     log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
     return {**counts, "wanted": numbers["wanted"], "stored": numbers["stored"]}
+
+
+def work(request: Request, progress: Progress = lambda drained: None) -> dict[str, Any]:
+    """One worker that helps to drain what waits, and judges nothing: that is for the
+    run whose work it is."""
+    with request.open_store() as store, blame(store=store):
+        versions.use_case_id(store, request.use_case.name)
+    embedded = embed_stage(request, 0, progress)
+    with request.open_store() as store, _recorded(store, request, "work") as run_id:
+        return {**embedded, **_close(store, run_id)}
+
+
+def begin(request: Request) -> int:
+    """The run's number in the store, before its first stage."""
+    with request.open_store() as store, blame(store=store):
+        return _open(store, request, "sync")
 
 
 def run(
@@ -320,12 +339,12 @@ def _record_failure(
 def _open(store: Connection, request: Request, stage: str) -> int:
     """A failure is forgotten when its own stage is tried again, not when another
     stage of the same run begins."""
-    window = request.window
+    window = request.backfill if isinstance(request.backfill, Window) else None
     row = store.execute(
         "INSERT INTO embedline.run AS r"
-        " (use_case, external_id, kind, since, until, reembed)"
-        " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(since)s, %(until)s,"
-        "  %(reembed)s)"
+        " (use_case, external_id, kind, scope, since, until, reembed)"
+        " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(scope)s, %(since)s,"
+        "  %(until)s, %(reembed)s)"
         " ON CONFLICT (use_case, external_id) DO UPDATE SET"
         "  failed_stages = CASE %(stage)s WHEN 'sync' THEN '{}'"
         "    ELSE array_remove(r.failed_stages, %(stage)s) END"
@@ -334,6 +353,7 @@ def _open(store: Connection, request: Request, stage: str) -> int:
             "use_case": versions.register(store, request.use_case.name),
             "external_id": request.external_id,
             "kind": request.kind,
+            "scope": kind_of(request.backfill),
             "since": window.since if window else None,
             "until": window.until if window else None,
             "reembed": request.reembed,
@@ -354,7 +374,9 @@ def _count(store: Connection, run_id: int, synced: Synced) -> None:
         "UPDATE embedline.run SET synced_at = now(), read = read + %(read)s,"
         " new = new + %(new)s, changed = changed + %(changed)s,"
         " deleted = deleted + %(deleted)s, labels = labels + %(labels)s,"
-        " unusable_keys = %(unusable_keys)s WHERE id = %(id)s",
+        " unusable_keys = %(unusable_keys)s, not_found = %(not_found)s,"
+        " unreadable = %(unreadable)s"
+        " WHERE id = %(id)s",
         {**asdict(synced), "id": run_id},
     )
 
@@ -390,12 +412,17 @@ def _close(store: Connection, run_id: int) -> dict[str, Any]:
             "UPDATE embedline.run SET state = 'success', error = NULL,"
             " failed_stages = '{}',"
             " finished_at = now() WHERE id = %s RETURNING read, new, changed, deleted,"
-            " labels, unusable_keys, embedded, vectors, truncated, deferred, discarded,"
-            " failed",
+            " labels, unusable_keys, not_found, unreadable, embedded, vectors,"
+            " truncated, deferred, discarded, failed",
             [run_id],
         ).fetchone()
     assert row is not None
-    return row
+    paused = (
+        backfills.waiting(store, run_id) if backfills.is_paused(store, run_id) else 0
+    )
+    if paused:
+        log.warning("paused run=%d rows=%d: they wait to be resumed", run_id, paused)
+    return {**row, "paused": paused}
 
 
 def _sum(left: Drained, right: Drained) -> Drained:

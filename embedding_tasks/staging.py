@@ -4,6 +4,7 @@
     seen             every key there is, to find those that are gone; where they are
                      not all read, those of `touched` that are there
     touched          keys that have been looked for one by one
+    unreadable       keys of rows whose fields cannot be read, and why
     incoming_label   the same two for a table of labels
     seen_label
 
@@ -14,28 +15,28 @@ block by block: no value is parsed on the way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
 from psycopg import sql
 
-from embedding_tasks import cursor
+from embedding_tasks import cursor, forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SourceError
-from embedding_tasks.source import snapshot
+from embedding_tasks.ledger import ERROR_LENGTH
+from embedding_tasks.source import apart, snapshot
+from embedding_tasks.source import keys as source_keys
 from embedding_tasks.source import strategy as strategies
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.source.reading import Asked, Reading, decide, definition
 from embedding_tasks.source.snapshot import Position
 from embedding_tasks.source.strategy import Strategy
 from embedding_tasks.target import Target
-from embedding_tasks.use_case import Window
+from embedding_tasks.use_case import Everything, Keys, Scope, Window
 
 log = logging.getLogger(__name__)
 
-# Keys fetched at a time when the source shows keys the ledger has never seen.
-KEYS_PER_READ = 10_000
 # A btree takes 2,704 bytes a row, of which other columns need some.
 KEY_BYTES = 2_000
 
@@ -51,9 +52,13 @@ _TABLES: dict[str, LiteralString] = {
         score float8, data text[]""",
     "seen": 'key text COLLATE "C", early boolean NOT NULL',
     "touched": 'key text COLLATE "C"',
+    "unreadable": 'key text COLLATE "C" PRIMARY KEY, error text',
     "incoming_label": 'key text COLLATE "C", label text, labeled_at timestamptz',
     "seen_label": 'key text COLLATE "C", early boolean NOT NULL',
 }
+
+
+_SEEN = {"records": "seen", "labels": "seen_label"}
 
 
 @dataclass(frozen=True)
@@ -68,30 +73,46 @@ class Look:
 @dataclass(frozen=True)
 class Staged:
     """`full`: every row is in `incoming`, not only those that may have changed;
-    `keys`: which of them `seen` tells of."""
+    `keys`: which of them `seen` tells of; `not_found`: keys that were asked for and
+    that the source does not have."""
 
     full: bool
     keys: Literal["all", "touched", "none"]
     unusable_keys: int
+    not_found: int = 0
 
 
-def stage_window(
-    target: Target, look: Look, records: Extract, window: Window
-) -> Staged:
-    _create(target, "incoming")
-    rows = records.of_window(**dict(window))
-    _copy(target, look.connection, records, "incoming", rows)
+def stage_scope(target: Target, look: Look, records: Extract, scope: Scope) -> Staged:
+    _create(target, "incoming", "unreadable")
+    connection, not_found = look.connection, 0
+    match scope:
+        case Window():
+            window = records.of_window(scope.since, scope.until)
+            _copy_apart(target, connection, records, window)
+        case Everything():
+            _copy_apart(target, connection, records, records.everything())
+        case Keys():
+            found = source_keys.look_up(connection, records, scope.keys)
+            not_found = len(found.missing)
+            for keys in source_keys.chunks(found.keys):
+                _copy_apart(target, connection, records, records.of_keys(keys))
     unusable_keys = _check_keys(target, records, "incoming")
-    return Staged(full=False, keys="none", unusable_keys=unusable_keys)
+    for table in ("incoming", "unreadable"):
+        forgetting.leave_out(target.store, target.use_case, table)
+    return Staged(
+        full=False, keys="none", unusable_keys=unusable_keys, not_found=not_found
+    )
 
 
 def stage_records(
     target: Target, look: Look, records: Extract, strategy: Strategy
 ) -> Staged:
-    _create(target, "incoming", "seen", "touched")
+    _create(target, "incoming", "seen", "touched", "unreadable")
     reading = _stage(target, look, records, strategy, "records")
     if not reading.full:
         _look_up(target, look.connection, records, reading)
+    for table in ("incoming", "unreadable"):
+        forgetting.leave_out(target.store, target.use_case, table)
     _forget_early(target, records)
     tables = ("incoming", "seen") if reading.key_scan else ("seen", "incoming")
     return Staged(
@@ -105,9 +126,9 @@ def stage_labels(target: Target, look: Look, labels: Extract) -> None:
     _create(target, "incoming_label", "seen_label")
     reading = _stage(target, look, labels, strategies.of_labels(labels), "labels")
     if not reading.full:
-        for keys in _parts(_unknown_labels(target)):
-            rows = labels.of_keys(keys)
-            _copy(target, look.connection, labels, "incoming_label", rows)
+        for keys in _chunks(target, _unknown_labels(target)):
+            _copy_labels(target, look.connection, labels, labels.of_keys(keys))
+    forgetting.leave_out(target.store, target.use_case, "incoming_label")
     _check_keys(target, labels, "incoming_label", "seen_label")
 
 
@@ -118,15 +139,18 @@ def _stage(
     strategy: Strategy,
     relation: Literal["records", "labels"],
 ) -> Reading:
-    incoming, seen = _names(relation)
+    seen = _SEEN[relation]
     connection, position = look.connection, look.position
     last = cursor.load(target, relation)
     reading = decide(connection, extract, strategy, position, last, look.asked)
-    _copy(target, connection, extract, incoming, reading.rows)
+    take = _copy_apart if relation == "records" else _copy_labels
+    take(target, connection, extract, reading.rows)
     if reading.key_scan:
         _copy(target, connection, extract, seen, extract.keys())
     target.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(seen)))
-    cursor.save(target, relation, definition(extract, strategy), position, reading)
+    held_back = None if strategy.name == "scan" else _held_back(target, position)
+    belongs_to = definition(extract, strategy)
+    cursor.save(target, relation, belongs_to, position, reading, held_back)
     log.info(
         "read relation=%s name=%s strategy=%s how=%s",
         *(relation, extract.relation.name, strategy.name, reading.why),
@@ -141,31 +165,24 @@ def _look_up(
     that looks at the clock or at another table lets old rows through, a store can lose
     rows, and a worker may have found a record changed that no timestamp tells of."""
     if reading.key_scan:
-        for keys in _parts(_unknown_records(target)):
-            _copy(target, connection, records, "incoming", records.of_keys(keys))
+        for keys in _chunks(target, _unknown_records(target)):
+            _copy_apart(target, connection, records, records.of_keys(keys))
         return
     if reading.touched is not None and reading.present is not None:
         _copy(target, connection, records, "touched", reading.touched)
         present = records.keys(reading.present)
         _copy(target, connection, records, "seen", present)
-    for keys in _parts(_deferred_records(target)):
+    for keys in _chunks(target, _deferred_records(target)):
         target.execute("INSERT INTO touched SELECT unnest(%(keys)s::text[])", keys=keys)
-        _copy(target, connection, records, "incoming", records.of_keys(keys))
+        _copy_apart(target, connection, records, records.of_keys(keys))
         present = records.keys(records.has_key(keys))
         _copy(target, connection, records, "seen", present)
 
 
-def _parts(keys: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(keys), KEYS_PER_READ):
-        yield keys[start : start + KEYS_PER_READ]
-
-
-def _names(relation: str) -> tuple[str, str]:
-    return (
-        ("incoming", "seen")
-        if relation == "records"
-        else ("incoming_label", "seen_label")
-    )
+def _chunks(target: Target, keys: list[str]) -> Iterator[Sequence[str]]:
+    """Those of them that are not forgotten, so many at a time."""
+    kept = forgetting.others(target.store, target.use_case, keys)
+    return source_keys.chunks(kept)
 
 
 def _create(target: Target, *names: str) -> None:
@@ -175,6 +192,37 @@ def _create(target: Target, *names: str) -> None:
                 sql.Identifier(name), sql.SQL(_TABLES[name])
             )
         )
+
+
+def _copy_apart(
+    target: Target, connection: Connection, records: Extract, select: sql.Composable
+) -> None:
+    """Into `incoming` what can be read, into `unreadable` what cannot."""
+
+    def copy(part: sql.Composable) -> None:
+        with target.store.transaction(), connection.transaction():
+            _copy(target, connection, records, "incoming", part)
+
+    unreadable = apart.read(connection, records, select, copy)
+    if not unreadable:
+        return
+    log.warning(
+        "unreadable relation=%s rows=%d first_key=%s",
+        *(records.relation.name, len(unreadable), next(iter(unreadable))),
+    )
+    target.execute(
+        "INSERT INTO unreadable"
+        " SELECT * FROM unnest(%(keys)s::text[], %(errors)s::text[])"
+        " ON CONFLICT DO NOTHING",
+        keys=[*unreadable],
+        errors=[error[:ERROR_LENGTH] for error in unreadable.values()],
+    )
+
+
+def _copy_labels(
+    target: Target, connection: Connection, labels: Extract, select: sql.Composable
+) -> None:
+    _copy(target, connection, labels, "incoming_label", select)
 
 
 def _copy(
@@ -245,6 +293,11 @@ def _forget_early(target: Target, records: Extract) -> None:
             " WHERE l.model_version = ANY (%(versions)s) AND l.key = i.key)",
             start=records.start,
         )
+        target.execute(
+            "DELETE FROM unreadable u USING seen s WHERE s.key = u.key AND s.early"
+            " AND NOT EXISTS (SELECT FROM embedline.ledger l"
+            "  WHERE l.model_version = ANY (%(versions)s) AND l.key = u.key)"
+        )
 
 
 def _unknown_records(target: Target) -> list[str]:
@@ -277,6 +330,15 @@ def _unknown_labels(target: Target) -> list[str]:
         most=KEY_BYTES,
     )
     return [key for (key,) in rows]
+
+
+def _held_back(target: Target, position: Position) -> dict[str, Any] | None:
+    """By anybody but this sync itself, where the store is in the same server."""
+    held = position.held_back
+    if held is None:
+        return None
+    itself = (target.store.info.backend_pid, "embedline-store")
+    return None if (held.get("pid"), held.get("application")) == itself else held
 
 
 def kept_data(target: Target) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = (
-    *("tests.fix_postgres", "tests.fix_models", "tests.fix_project"),
-    "tests.fix_command",
+    "tests.fix_cli",
+    "tests.fix_postgres",
+    "tests.fix_models",
+    "tests.fix_project",
 )
 
 

@@ -19,7 +19,7 @@ from embedding_tasks import status
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
-from tests.fix_command import Command
+from tests.fix_cli import Command
 from tests.fix_models import ENCODE
 from tests.fix_project import Project
 
@@ -128,8 +128,8 @@ def test_explain_knows_what_was_never_embedded(
         (["run", "mesages"], "no use case 'mesages': did you mean 'messages'?"),
         (["status", "--jsn"], "No such option"),
         (
-            ["run", "messages", "--since", "soon"],
-            "since: is no date or time; valid: e.g.",
+            ["run", "messages", "--since", "2026-01-01"],
+            "No such option",
         ),
         (["search", "nothing", "x"], "the store has no use case"),
         (["promote", "messages"], "the store has no use case"),

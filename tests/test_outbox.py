@@ -21,7 +21,7 @@ from embedding_tasks.local.postgres import binary
 from embedding_tasks.source import installation
 from embedding_tasks.source.installation import Reader
 from embedding_tasks.use_case import Window
-from tests.fix_command import Command
+from tests.fix_cli import Command
 from tests.fix_project import Project, keys, row_versions, sync
 
 Write = Callable[..., None]

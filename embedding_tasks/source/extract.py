@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import SearchError, SourceError
+from embedding_tasks.errors import SourceError
 from embedding_tasks.inputs import Form
 from embedding_tasks.source import expressions
 from embedding_tasks.source.expressions import is_words
@@ -73,6 +73,9 @@ class Extract:
     def of_keys(self, keys: Sequence[str]) -> sql.Composable:
         return self.rows(self.has_key(keys))
 
+    def but_for(self, keys: Sequence[str]) -> sql.Composable:
+        return self.rows(sql.SQL("NOT ({})").format(self.has_key(keys)))
+
     def of_window(
         self, since: datetime | None, until: datetime | None
     ) -> sql.Composable:
@@ -97,41 +100,29 @@ class Extract:
             self.key, early, self.relation.from_, condition, self.where
         )
 
-    def canonical(self, key: str) -> str:
-        """A key as a person may write it, as the store has it. Raises `SearchError`
-        where it cannot be one of several columns."""
-        if len(self.key_columns) == 1:
-            return key
-        try:
-            parts = json.loads(key)
-        except ValueError:
-            parts = None
-        if not isinstance(parts, list) or len(parts) != len(self.key_columns):
-            columns = ", ".join(f'"{column}"' for column in self.key_columns)
-            raise SearchError(
-                f"the key has {len(self.key_columns)} columns: write it as a JSON list "
-                f"of texts, '[{columns}]', with their values; got {key!r}"
-            )
-        return json.dumps([str(part) for part in parts], ensure_ascii=False)
-
     def has_key(self, keys: Sequence[str]) -> sql.Composable:
-        types = [self.relation.columns[c] for c in self.key_columns]
-        if len(self.key_columns) == 1:
-            return sql.SQL("{} = ANY ({}::text[]::{}[])").format(
-                sql.Identifier(self.key_columns[0]),
-                sql.Literal(list(keys)),
-                expressions.trusted(types[0]),
+        columns = self.key_arrays(keys)
+        if len(columns) == 1:
+            return sql.SQL("{} = ANY ({})").format(
+                sql.Identifier(self.key_columns[0]), columns[0]
             )
-        parts = zip(*(json.loads(key) for key in keys), strict=True)
         return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
             sql.SQL(", ").join(map(sql.Identifier, self.key_columns)),
-            sql.SQL(", ").join(
-                sql.SQL("{}::text[]::{}[]").format(
-                    sql.Literal(list(column)), expressions.trusted(type_)
-                )
-                for column, type_ in zip(parts, types, strict=True)
-            ),
+            sql.SQL(", ").join(columns),
         )
+
+    def key_arrays(self, keys: Sequence[str]) -> list[sql.Composable]:
+        """One array of its type for each key column."""
+        parts: Sequence[Sequence[str]] = [keys]
+        if len(self.key_columns) > 1:
+            parts = list(zip(*(json.loads(key) for key in keys), strict=True))
+        return [
+            sql.SQL("{}::text[]::{}[]").format(
+                sql.Literal(list(column)),
+                expressions.trusted(self.relation.columns[name]),
+            )
+            for column, name in zip(parts, self.key_columns, strict=True)
+        ]
 
     def rows(self, condition: sql.Composable) -> sql.Composable:
         """Key and fields of the rows that meet it."""
@@ -203,13 +194,17 @@ def inputs(
     """What a worker takes of a record: the columns that its model version's vectors
     are made of, which need not be those the use case names by now."""
     relation = _relation(connection, use_case)
+    values = tuple(expressions.value(relation, name) for name in columns)
     return Extract(
         relation=relation,
         key_columns=use_case.source.key,
         key=expressions.key(relation, use_case.source.key, "source.key"),
-        fields={"hash": expressions.digest(expressions.texts(relation, columns))},
+        fields={
+            "hash": expressions.digest(expressions.texts(relation, columns)),
+            **{f"input {place}": value for place, value in enumerate(values)},
+        },
         where=_where(use_case.source.where),
-        inputs=tuple(expressions.value(relation, name) for name in columns),
+        inputs=values,
     )
 
 

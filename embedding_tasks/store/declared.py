@@ -164,10 +164,16 @@ def _create(
         # other columns have other hashes: every row must be read for them
         versions.read_everything(store, use_case)
     if serving is not None:
+        # What only a backfill asked for, and nobody has stored, stays that backfill's.
         store.execute(
-            "INSERT INTO embedline.ledger (model_version, key, want_hash, priority)"
-            " SELECT %s, key, want_hash, 10 FROM embedline.ledger"
-            " WHERE model_version = %s ORDER BY key",
+            sql.SQL(
+                "INSERT INTO embedline.ledger"
+                " (model_version, key, want_hash, priority, backfill)"
+                " SELECT %s, key, want_hash, 10, CASE WHEN have_hash IS NULL"
+                "   AND NOT EXISTS (SELECT FROM {} v WHERE v.key = l.key)"
+                "   THEN backfill END"
+                " FROM embedline.ledger l WHERE model_version = %s ORDER BY key"
+            ).format(serving.table),
             [created.id, serving.id],
         )
     log.info(

@@ -295,13 +295,18 @@ def _count(store: Connection, table: sql.Identifier) -> int:
 
 def all_tables(store: Connection, use_case: int) -> list[sql.Identifier]:
     """Those there are: a retired version's may have been dropped by hand."""
+    names = all_table_names(store, use_case)
+    return [sql.Identifier("embedline", name) for name in names]
+
+
+def all_table_names(store: Connection, use_case: int) -> list[str]:
     rows = store.execute(
         "SELECT m.table_name FROM embedline.model_version m JOIN pg_class c"
         "   ON c.relname = m.table_name AND c.relnamespace = 'embedline'::regnamespace"
         " WHERE m.use_case = %s",
         [use_case],
     )
-    return [sql.Identifier("embedline", name) for (name,) in rows]
+    return [name for (name,) in rows]
 
 
 def fetch(

@@ -69,6 +69,17 @@ def test_the_page_shows_how_every_use_case_stands(signed_in: Any) -> None:
     page = signed_in.get("/").text
     assert "messages" in page
     assert "100.00 %" in page
+    assert ">paused</th>" in page
+    assert "held back" not in page
+
+
+def test_the_page_says_what_holds_a_source_back(
+    signed_in: Any, store: Connection
+) -> None:
+    held = '{"transactions": 7, "pid": 4711, "application": "etl", "since": "noon"}'
+    store.execute("UPDATE embedline.source_cursor SET held_back = %s", [held])
+    page = " ".join(signed_in.get("/").text.split())
+    assert "held back by etl since noon" in page
 
 
 @pytest.mark.parametrize("by", ["text", "key"])

@@ -1,4 +1,4 @@
-"""The `embedline` command, typed in this process."""
+"""The command line, typed in this process."""
 
 from __future__ import annotations
 
