@@ -1,8 +1,9 @@
 """Streaming a relation of the source into temporary tables of the store.
 
     incoming         fields of the rows that may have changed
-    seen             every key there is, to find those that are gone; where they are
-                     not all read, those of `touched` that are there
+    seen             every key there is, to find those that are gone, but for those
+                     that cannot be (`digests`); where they are not all looked at,
+                     those of `touched` that are there
     touched          keys that have been looked for one by one
     unreadable       keys of rows whose fields cannot be read, and why
     incoming_label   the same two for a table of labels
@@ -21,8 +22,9 @@ from typing import Any, Literal, LiteralString
 
 from psycopg import sql
 
-from embedding_tasks import cursor, forgetting
+from embedding_tasks import cursor, digests, forgetting
 from embedding_tasks.connections import Connection
+from embedding_tasks.digests import Doubt
 from embedding_tasks.errors import SourceError
 from embedding_tasks.ledger import ERROR_LENGTH
 from embedding_tasks.source import apart, snapshot
@@ -73,13 +75,14 @@ class Look:
 @dataclass(frozen=True)
 class Staged:
     """`full`: every row is in `incoming`, not only those that may have changed;
-    `keys`: which of them `seen` tells of; `not_found`: keys that were asked for and
-    that the source does not have."""
+    `keys`: which of them `seen` tells of, of all only those in doubt where there is a
+    `doubt`; `not_found`: keys that were asked for and that the source does not have."""
 
     full: bool
     keys: Literal["all", "touched", "none"]
     unusable_keys: int
     not_found: int = 0
+    doubt: Doubt | None = None
 
 
 def stage_scope(target: Target, look: Look, records: Extract, scope: Scope) -> Staged:
@@ -108,23 +111,25 @@ def stage_records(
     target: Target, look: Look, records: Extract, strategy: Strategy
 ) -> Staged:
     _create(target, "incoming", "seen", "touched", "unreadable")
-    reading = _stage(target, look, records, strategy, "records")
+    reading, doubt = _stage(target, look, records, strategy, "records")
     if not reading.full:
         _look_up(target, look.connection, records, reading)
     for table in ("incoming", "unreadable"):
         forgetting.leave_out(target.store, target.use_case, table)
     _forget_early(target, records)
     tables = ("incoming", "seen") if reading.key_scan else ("seen", "incoming")
+    unusable_keys = _check_keys(target, records, *tables)
     return Staged(
         full=reading.full,
         keys="all" if reading.key_scan else "touched",
-        unusable_keys=_check_keys(target, records, *tables),
+        doubt=doubt,
+        unusable_keys=doubt.unusable_keys if doubt else unusable_keys,
     )
 
 
 def stage_labels(target: Target, look: Look, labels: Extract) -> None:
     _create(target, "incoming_label", "seen_label")
-    reading = _stage(target, look, labels, strategies.of_labels(labels), "labels")
+    reading, _ = _stage(target, look, labels, strategies.of_labels(labels), "labels")
     if not reading.full:
         for keys in _chunks(target, _unknown_labels(target)):
             _copy_labels(target, look.connection, labels, labels.of_keys(keys))
@@ -138,15 +143,20 @@ def _stage(
     extract: Extract,
     strategy: Strategy,
     relation: Literal["records", "labels"],
-) -> Reading:
+) -> tuple[Reading, Doubt | None]:
     seen = _SEEN[relation]
     connection, position = look.connection, look.position
     last = cursor.load(target, relation)
     reading = decide(connection, extract, strategy, position, last, look.asked)
     take = _copy_apart if relation == "records" else _copy_labels
     take(target, connection, extract, reading.rows)
+    doubt = None
     if reading.key_scan:
-        _copy(target, connection, extract, seen, extract.keys())
+        # labels that are withdrawn are those of keys that are nowhere
+        if relation == "records" and not reading.full:
+            doubt = digests.compare(target, connection, extract, longest=KEY_BYTES)
+        where = doubt.falls_on(extract.key) if doubt else sql.SQL("true")
+        _copy(target, connection, extract, seen, extract.keys(where))
     target.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(seen)))
     held_back = None if strategy.name == "scan" else _held_back(target, position)
     belongs_to = definition(extract, strategy)
@@ -155,7 +165,7 @@ def _stage(
         "read relation=%s name=%s strategy=%s how=%s",
         *(relation, extract.relation.name, strategy.name, reading.why),
     )
-    return reading
+    return reading, doubt
 
 
 def _look_up(
@@ -167,7 +177,6 @@ def _look_up(
     if reading.key_scan:
         for keys in _chunks(target, _unknown_records(target)):
             _copy_apart(target, connection, records, records.of_keys(keys))
-        return
     if reading.touched is not None and reading.present is not None:
         _copy(target, connection, records, "touched", reading.touched)
         present = records.keys(reading.present)
@@ -301,12 +310,10 @@ def _forget_early(target: Target, records: Extract) -> None:
 
 
 def _unknown_records(target: Target) -> list[str]:
-    """Those the ledger does not know, and those a worker has put off."""
     rows = target.rows(
-        "SELECT key FROM seen s WHERE octet_length(key) <= %(most)s"
-        " AND (NOT early AND NOT EXISTS (SELECT FROM embedline.ledger l"
+        "SELECT key FROM seen s WHERE octet_length(key) <= %(most)s AND NOT early"
+        " AND NOT EXISTS (SELECT FROM embedline.ledger l"
         "   WHERE l.model_version = ANY (%(versions)s) AND l.key = s.key)"
-        f"  OR key IN ({_DEFERRED}))"
         " AND NOT EXISTS (SELECT FROM incoming i WHERE i.key = s.key)",
         most=KEY_BYTES,
     )

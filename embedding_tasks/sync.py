@@ -217,17 +217,24 @@ def _find_vanished(
     target.execute('CREATE TEMP TABLE vanished (key text COLLATE "C") ON COMMIT DROP')
     if staged.keys == "none":
         return 0
+    suspect: sql.Composable = sql.SQL("k.key IN (SELECT t.key FROM touched t)")
+    if staged.keys == "all":
+        suspect = sql.SQL("true")
+        if staged.doubt is not None:
+            suspect = staged.doubt.falls_on(sql.Identifier("k", "key"))
     found = target.execute(
-        "INSERT INTO vanished SELECT key FROM ("
-        "  SELECT key FROM embedline.ledger WHERE model_version = ANY (%(versions)s)"
-        "  UNION SELECT key FROM embedline.record WHERE use_case = %(use_case)s) AS k"
-        " WHERE NOT EXISTS (SELECT FROM seen s WHERE s.key = k.key)"
-        " AND (%(all)s OR key IN (SELECT t.key FROM touched t))",
-        all=staged.keys == "all",
+        sql.SQL(
+            "INSERT INTO vanished SELECT key FROM ("
+            " SELECT key FROM embedline.ledger k"
+            "  WHERE model_version = ANY (%(versions)s) AND {suspect} AND {unseen}"
+            " UNION SELECT key FROM embedline.record k"
+            "  WHERE use_case = %(use_case)s AND {suspect} AND {unseen}) AS gone"
+        ).format(
+            suspect=suspect,
+            unseen=sql.SQL("NOT EXISTS (SELECT FROM seen s WHERE s.key = k.key)"),
+        )
     )
-    known = target.value(
-        "SELECT count(*) FROM embedline.record WHERE use_case = %(use_case)s"
-    )
+    known = _known(target) if found else 0
     withheld = 0
     if not allow_deletes and use_case.source.delete_guard.forbids(found, known):
         log.warning("deletes withheld use_case=%s rows=%d", use_case.name, found)
@@ -235,6 +242,14 @@ def _find_vanished(
         withheld = found
     target.execute("ANALYZE vanished")
     return withheld
+
+
+def _known(target: Target) -> int:
+    return int(
+        target.value(
+            "SELECT count(*) FROM embedline.record WHERE use_case = %(use_case)s"
+        )
+    )
 
 
 def _were_withheld(target: Target) -> bool:
