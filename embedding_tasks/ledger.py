@@ -192,8 +192,11 @@ def outstanding(store: Connection, version: ModelVersion, seconds: int) -> Outst
     return Outstanding(*row)
 
 
-def ahead(store: Connection, version: ModelVersion, waiting: Mapping[str, Any]) -> int:
-    """How many records would be leased before this row of the ledger."""
+def ahead(
+    store: Connection, version: ModelVersion, waiting: Mapping[str, Any], seconds: int
+) -> int:
+    """How many records would be leased before this row of the ledger; `seconds`: how
+    long a lease is given for."""
     row = store.execute(
         "SELECT count(*) FROM embedline.ledger"
         " WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
@@ -201,7 +204,7 @@ def ahead(store: Connection, version: ModelVersion, waiting: Mapping[str, Any]) 
         f"  AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
         "  AND (priority, queued_at, key)"
         "   < (%(priority)s, %(queued_at)s, %(key)s::text)",
-        {**waiting, "version": version.id},
+        {**waiting, "version": version.id, "seconds": seconds},
     ).fetchone()
     assert row is not None
     return int(row[0])
@@ -233,13 +236,17 @@ def drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> 
     )
     rows = store.execute(
         sql.SQL(
-            "UPDATE embedline.ledger l SET have_hash = NULL"
-            " WHERE l.model_version = %s AND l.key = ANY (%s)"
-            "  AND NOT EXISTS (SELECT FROM {} v WHERE v.key = l.key) RETURNING l.key"
+            "SELECT key FROM unnest(%s::text[]) AS k (key)"
+            " WHERE NOT EXISTS (SELECT FROM {} v WHERE v.key = k.key)"
         ).format(version.table),
-        [version.id, keys],
+        [keys],
     ).fetchall()
     outdated = [key for (key,) in rows]
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL"
+        " WHERE model_version = %s AND key = ANY (%s) AND have_hash IS NOT NULL",
+        [version.id, outdated],
+    )
     store.execute(
         "DELETE FROM embedline.input WHERE model_version = %s AND key = ANY (%s)",
         [version.id, outdated],

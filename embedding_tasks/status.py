@@ -155,7 +155,7 @@ def _why_waiting(
             f"to be tried again at {known['next_attempt_at']:%Y-%m-%d %H:%M:%S%z} "
             f"after {known['attempts']} attempts: {known['error']}"
         )
-    ahead = ledger.ahead(store, version, known)
+    ahead = ledger.ahead(store, version, known, use_case.batch.lease_seconds)
     return f"waiting to be embedded, behind {ahead} others"
 
 

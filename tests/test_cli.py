@@ -19,6 +19,8 @@ from embedding_tasks import status
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
+from embedding_tasks.errors import ConfigError
+from embedding_tasks.use_case import Everything
 from tests.fix_cli import Command
 from tests.fix_models import ENCODE
 from tests.fix_project import Project
@@ -62,14 +64,14 @@ def test_check_run_status_search_explain(
     )
 
 
-def test_an_audit_reads_every_row_and_goes_with_no_window(
+def test_an_audit_reads_every_row_and_goes_with_no_backfill(
     embedline: Command, project: Project, write_messages: Write
 ) -> None:
     write_messages(range(5))
     embedline("run", "messages")
     assert "done: 5 read, 5 wanted" in embedline("run", "messages", "--audit")
-    refused = embedline("run", "messages", "--audit", "--since", "2026-01-01", code=1)
-    assert "leave out since and until" in refused
+    with pytest.raises(ConfigError, match="leave out since, until, keys"):
+        project.request(audit=True, backfill=Everything())
 
 
 @pytest.mark.parametrize(
