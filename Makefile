@@ -8,10 +8,10 @@ PORT ?= 8080
 export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test parity bench-ner-memory check format airflow psql clean clean-demo
+.PHONY: help install demo test parity bench-ner-memory bench-version-switch check format airflow psql clean clean-demo
 
 help:  ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## make .venv with everything in it
 
@@ -35,6 +35,9 @@ parity: $(INSTALLED)  ## every recipe beside a plain forward of its reference (R
 
 bench-ner-memory: $(INSTALLED)  ## memory of an NER job, 1,000 to 100,000 sentences
 	@$(BIN)/python -m benchmarks.ner_memory
+
+bench-version-switch: $(INSTALLED)  ## searches while versions are promoted and rolled back
+	@$(BIN)/python -m benchmarks.version_switch
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -166,7 +166,8 @@ def fill(db: Connection, rows: int) -> None:
     )
     with db.cursor().copy("COPY tweets (id, body) FROM STDIN") as copy:
         for number in range(rows):
-            copy.write_row((number, f"{texts[number % len(texts)]} {number}"))
+            # a word that has a vector, whatever the tweet
+            copy.write_row((number, f"the {texts[number % len(texts)]} {number}"))
     db.execute("CREATE INDEX ON tweets (updated_at)")
     db.execute("VACUUM ANALYZE tweets")
 

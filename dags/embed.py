@@ -31,7 +31,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipExceptio
 
 from embedding_tasks import use_case
 from embedding_tasks.errors import ConfigError, TerminalError
-from embedding_tasks.use_case import UseCase, Window
+from embedding_tasks.use_case import UseCase, Window, scope_of
 from embedding_tasks.use_case.feature import Trained
 
 if TYPE_CHECKING:
@@ -59,10 +59,29 @@ PARAMS = {
         format="date-time",
         title="Event time before",
     ),
+    "keys": Param(
+        None,
+        type=["null", "array"],
+        items={"type": "string"},
+        title="Keys",
+        description="Only enqueue the records with these keys; one of several columns "
+        "as a JSON list.",
+    ),
+    "everything": Param(
+        False,
+        type="boolean",
+        title="Every record of the source, those before its start included",
+    ),
     "reembed": Param(
         False,
         type="boolean",
         title="Make the vectors anew, changed or not",
+    ),
+    "audit": Param(
+        False,
+        type="boolean",
+        title="Read every row of the source again",
+        description="Whatever the strategy of finding what changed would read.",
     ),
     "dry_run": Param(
         False,
@@ -136,7 +155,7 @@ def _embed(case: UseCase, path: Path) -> DAG:
             return train_stage(_request(path), retrain=retrain)
 
         @task
-        def sync() -> dict[str, int]:
+        def sync() -> dict[str, int | float]:
             """Enqueue what the source has and the store has not; delete what is gone"""
             from embedding_tasks.run import sync_stage
 
@@ -218,16 +237,18 @@ def _request(path: Path) -> Request:
     context = get_current_context()
     run, params = context["dag_run"], context["params"]
     kind = getattr(run.run_type, "value", run.run_type)  # an enum, whose str says more
-    window = Window.parse(params["since"], params["until"])
-    if window is None and kind == "backfill":
-        window = Window.parse(run.data_interval_start, run.data_interval_end)
+    names = ("since", "until", "keys", "everything")
+    scope = scope_of(**{name: params[name] for name in names})
+    if scope is None and kind == "backfill":
+        scope = Window.parse(run.data_interval_start, run.data_interval_end)
     cleared = getattr(run, "clear_number", 0)
     return Request(
         use_case=use_case.load(path),
         external_id=f"{run.run_id}~{cleared}" if cleared else run.run_id,
         kind=kind if kind in ("scheduled", "backfill") else "manual",  # type: ignore[arg-type]
-        window=window,
+        backfill=scope,
         reembed=params["reembed"],
+        audit=params["audit"],
         allow_deletes=params["allow_deletes"],
         dry_run=params["dry_run"],
         resolve=_connection,
@@ -260,7 +281,10 @@ Keeps the embeddings of **{source}** in step, in `embeddings.{case.name}`; descr
 | run | what it does |
 |---|---|
 | scheduled, or triggered without parameters | everything new, changed or gone |
+| triggered with `audit` | the same, by reading every row of the source again |
 | triggered with `since` / `until` | the records of that window, at low priority |
+| triggered with `keys` | the records with these keys, at low priority |
+| triggered with `everything` | every record of the source, at low priority |
 | backfill | the records of each interval, at low priority; asks for `event_time` |
 
 `reembed` makes vectors anew that are there already. Nothing is ever embedded twice for

@@ -16,7 +16,7 @@ from embedding_tasks.connections import Connection, Resolve, blame, for_source
 from embedding_tasks.encoders import Runtime, recipe
 from embedding_tasks.errors import EmbedlineError, SourceError
 from embedding_tasks.inputs import Form
-from embedding_tasks.source import extract, snapshot
+from embedding_tasks.source import extract, snapshot, strategy, timestamp
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.store import trained, versions
 from embedding_tasks.store.connection import open_store
@@ -70,11 +70,13 @@ def use_case(
 def _source(use_case: UseCase, resolve: Resolve | None) -> str:
     with snapshot.take(for_source(use_case.source, resolve)) as connection:
         features = use_case.all_features.values()
-        records = extract.records(
-            connection, use_case, forms=[Form.of(f.model_dump()) for f in features]
-        )
+        forms = [Form.of(f.model_dump()) for f in features]
+        records = extract.records(connection, use_case, forms=forms)
         rows = _readable(connection, records)
-        detail = [f"{records.relation.name}: {rows}, strategy {records.strategy}"]
+        found = strategy.of_records(connection, records, use_case, forms)
+        if found.name == "timestamp":
+            timestamp.require(connection)
+        detail = [f"{records.relation.name}: {rows}, strategy {found.name}"]
         if isinstance(use_case.label, LabelTable):
             labels = extract.labels(connection, use_case, use_case.label)
             detail.append(f"{labels.relation.name}: {_readable(connection, labels)}")

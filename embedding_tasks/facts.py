@@ -12,8 +12,8 @@ from typing import Any, LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.staging import Target
 from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.target import Target
 from embedding_tasks.use_case import (
     Column,
     DeleteGuard,
@@ -141,6 +141,7 @@ def keep_labelled(target: Target) -> None:
                 "UPDATE embedline.ledger l SET have_hash = CASE WHEN {lacks}"
                 "   THEN NULL ELSE have_hash END, lease_token = NULL,"
                 "  lease_holder = NULL, lease_until = NULL,"
+                "  backfill = CASE WHEN NOT {lacks} THEN backfill END,"
                 "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END"
                 " WHERE l.model_version = %(version)s AND l.want_hash IS NOT NULL"
                 f"  AND l.key IN ({changed}) AND (l.pending OR {{lacks}})"
@@ -224,17 +225,17 @@ def find_withdrawn(
     *,
     full: bool,
     withheld: bool,
-    window: bool,
+    partial: bool,
     allow_deletes: bool,
 ) -> tuple[int, int]:
     """Records whose label is gone, in `withdrawn_label`; `full`: all records have been
-    read; `withheld`: those that are gone are kept. Returns how many they are, and how
-    many labels of a table the guard keeps."""
+    read; `withheld`: those that are gone are kept; `partial`: only some were asked for.
+    Returns how many they are, and how many labels of a table the guard keeps."""
     target.execute(
         'CREATE TEMP TABLE withdrawn_label (key text COLLATE "C") ON COMMIT DROP'
     )
     match use_case.label:
-        case LabelTable() if not window:
+        case LabelTable() if not partial:
             found = _withdraw(
                 target, "NOT EXISTS (SELECT FROM seen_label s WHERE s.key = l.key)"
             )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ThresholdError
+from embedding_tasks.ledger import WANTED_NOW
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import UseCase
 
@@ -22,18 +23,31 @@ class Left:
     dead: int
 
 
+_SERVED: LiteralString = (
+    "EXISTS (SELECT FROM embedline.model_version own"
+    " JOIN embedline.model_version serving USING (use_case, feature)"
+    " JOIN embedline.ledger s ON s.model_version = serving.id AND s.key = l.key"
+    " WHERE own.id = l.model_version AND serving.state = 'active'"
+    "  AND serving.id <> own.id AND s.have_hash IS NOT NULL)"
+)
+
+
 def left_of(
     store: Connection, version: ModelVersion, run_id: int | None = None
 ) -> Left:
-    """What was queued after the run's sync is another run's to do."""
+    """What was queued after the run's sync is another run's to do, and what belongs to
+    a paused backfill is nobody's for now; but no version may take over that lacks what
+    the serving one has."""
     row = store.execute(
         "SELECT count(*) FILTER (WHERE want_hash IS NOT NULL),"
         "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND NOT deferred"
+        f"    AND ({WANTED_NOW} OR {_SERVED})"
         "    AND queued_at <= coalesce((SELECT synced_at FROM embedline.run"
         "      WHERE id = %s), now())),"
-        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred),"
+        "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred"
+        f"    AND {WANTED_NOW}),"
         "  count(dead_at)"
-        " FROM embedline.ledger WHERE model_version = %s",
+        " FROM embedline.ledger l WHERE model_version = %s",
         [run_id, version.id],
     ).fetchone()
     assert row is not None

@@ -30,6 +30,13 @@ ERROR_LENGTH = 300
 _HELD: LiteralString = (
     "(lease_until BETWEEN now() AND now() + make_interval(secs => 2 * %(seconds)s))"
 )
+# Backfills whose records nobody takes, waits for or misses until they are resumed.
+PAUSED = sql.SQL("SELECT id FROM embedline.run WHERE paused_at IS NOT NULL")
+WANTED_NOW: LiteralString = (
+    "(backfill IS NULL OR backfill NOT IN"
+    " (SELECT id FROM embedline.run WHERE paused_at IS NOT NULL))"
+)
+
 _LET_GO: LiteralString = "lease_token = NULL, lease_holder = NULL, lease_until = NULL"
 
 
@@ -62,13 +69,14 @@ def claim(
     token: UUID,
 ) -> Lease:
     """Lease up to `limit` records under a fresh `token`, scheduled ones before
-    backfills, oldest first. An empty lease means there is nothing to do now."""
+    backfills, oldest first, and none of a paused backfill. An empty lease means there
+    is nothing to do now."""
     rows = store.execute(
         "WITH next AS MATERIALIZED ("
         "  SELECT model_version, key FROM embedline.ledger"
         "  WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
         "    AND next_attempt_at <= now()"
-        f"    AND {_HELD} IS NOT TRUE"
+        f"    AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
         "  ORDER BY priority, queued_at, key LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
         " UPDATE embedline.ledger l SET lease_token = %(token)s,"
         "   lease_holder = %(holder)s,"
@@ -163,7 +171,7 @@ def fail(
         ).fetchall()
         died = [key for key, is_dead in dead if is_dead]
         if died:
-            _drop_outdated(store, version, died)
+            drop_outdated(store, version, died)
     return len(died)
 
 
@@ -176,22 +184,46 @@ def outstanding(store: Connection, version: ModelVersion, seconds: int) -> Outst
         "  coalesce(extract(epoch FROM"
         f"    min(lease_until) FILTER (WHERE {_HELD}) - now()), 0)::float8"
         " FROM embedline.ledger"
-        " WHERE model_version = %(version)s AND pending AND dead_at IS NULL",
+        " WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
+        f" AND {WANTED_NOW}",
         {"version": version.id, "seconds": seconds},
     ).fetchone()
     assert row is not None
     return Outstanding(*row)
 
 
-def retry_dead(store: Connection, version: ModelVersion) -> int:
+def ahead(
+    store: Connection, version: ModelVersion, waiting: Mapping[str, Any], seconds: int
+) -> int:
+    """How many records would be leased before this row of the ledger; `seconds`: how
+    long a lease is given for."""
+    row = store.execute(
+        "SELECT count(*) FROM embedline.ledger"
+        " WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
+        "  AND next_attempt_at <= now()"
+        f"  AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
+        "  AND (priority, queued_at, key)"
+        "   < (%(priority)s, %(queued_at)s, %(key)s::text)",
+        {**waiting, "version": version.id, "seconds": seconds},
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def retry_dead(
+    store: Connection, version: ModelVersion, keys: Sequence[str] | None = None
+) -> int:
+    """All of them, or those of these keys."""
     return store.execute(
         "UPDATE embedline.ledger SET dead_at = NULL, attempts = 0, error = NULL,"
-        " next_attempt_at = now() WHERE model_version = %s AND dead_at IS NOT NULL",
-        [version.id],
+        " next_attempt_at = now() WHERE model_version = %(version)s"
+        " AND dead_at IS NOT NULL"
+        " AND (%(keys)s::text[] IS NULL OR key = ANY (%(keys)s))",
+        {"version": version.id, "keys": None if keys is None else list(keys)},
     ).rowcount
 
 
-def _drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> None:
+def drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> None:
     """All that is of another input than the wanted one, of records that may have had
     no vector to show for it."""
     store.execute(
@@ -204,13 +236,17 @@ def _drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) ->
     )
     rows = store.execute(
         sql.SQL(
-            "UPDATE embedline.ledger l SET have_hash = NULL"
-            " WHERE l.model_version = %s AND l.key = ANY (%s)"
-            "  AND NOT EXISTS (SELECT FROM {} v WHERE v.key = l.key) RETURNING l.key"
+            "SELECT key FROM unnest(%s::text[]) AS k (key)"
+            " WHERE NOT EXISTS (SELECT FROM {} v WHERE v.key = k.key)"
         ).format(version.table),
-        [version.id, keys],
+        [keys],
     ).fetchall()
     outdated = [key for (key,) in rows]
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL"
+        " WHERE model_version = %s AND key = ANY (%s) AND have_hash IS NOT NULL",
+        [version.id, outdated],
+    )
     store.execute(
         "DELETE FROM embedline.input WHERE model_version = %s AND key = ANY (%s)",
         [version.id, outdated],

@@ -72,6 +72,7 @@ class Worker:
     _token: UUID = field(default_factory=uuid4)
     _encoder: Encoder | None = None
     _whole_failures: int = 0
+    _began: float = 0.0
 
     def drain(self) -> Drained:
         """Raises `DatabaseAway`, `DeviceError`, `ModelError` or `SourceError`; no
@@ -139,6 +140,7 @@ class Worker:
         return ledger.outstanding(self.store, self.version, seconds)
 
     def _work_off(self, lease: Lease) -> None:
+        self._began = time.monotonic()
         with self._renewing(lease):
             inputs = self._read(lease)
             if inputs:
@@ -150,13 +152,15 @@ class Worker:
             inputs = extract.inputs(
                 connection, self.use_case, self.version.spec["input"]
             )
-            found = snapshot.read_inputs(connection, inputs, sorted(lease.hashes))
+            keys = sorted(lease.hashes)
+            found, unreadable = snapshot.read_inputs(connection, inputs, keys)
+        if held := {k: e for k, e in unreadable.items() if k in lease.hashes}:
+            self._charge(lease, held)
         # a key may come back in other words: 1.0 is found by 1
         current = [
             i for key, i in found.items() if i.hash == lease.hashes.get(key, b"")
         ]
-        if len(current) < len(lease.hashes):
-            moved = lease.hashes.keys() - {i.key for i in current}
+        if moved := lease.hashes.keys() - {i.key for i in current} - held.keys():
             put_off = ledger.defer(self.store, lease, sorted(moved), DEFER_SECONDS)
             self.drained.deferred += put_off
             self._count("deferred", put_off)
@@ -178,7 +182,7 @@ class Worker:
                 data=[kept(form.kept(records[p].parts)) for p in good],
                 encoded=encoded.only(good),
             )
-            written = write(self.store, lease, finished, self.run_id)
+            written = write(self.store, lease, finished, self.run_id, self._began)
             self.drained.embedded += written.records
             self.drained.discarded += written.discarded
         if errors:
@@ -248,6 +252,7 @@ class Worker:
                     open_store=self.open_store,
                 ),
             )
+            self._began += time.monotonic() - began  # not the records' own
             log.info(
                 "loaded model use_case=%s version=%d seconds=%.1f",
                 *(self.use_case.name, self.version.version, time.monotonic() - began),

@@ -8,15 +8,24 @@ manual, backfilled and retried runs are the same code. Between stages pass count
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import psycopg
+from psycopg.types.json import Jsonb
 
-from embedding_tasks import judgement, ledger, status, training
+from embedding_tasks import (
+    backfills,
+    foresight,
+    judgement,
+    ledger,
+    promotion,
+    pruning,
+    status,
+    training,
+)
 from embedding_tasks.connections import (
     Connection,
     Resolve,
@@ -28,43 +37,58 @@ from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import (
     ConfigError,
     DatabaseAway,
-    StoreError,
-    ThresholdError,
+    EmbedlineError,
+    ModelError,
+    TransientError,
 )
 from embedding_tasks.pipeline import Drained, Progress, Worker
-from embedding_tasks.staging import Target
-from embedding_tasks.store import trained, versions
+from embedding_tasks.promotion import promote as promote
+from embedding_tasks.store import declared, retired, trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.sync import Synced, sync
-from embedding_tasks.use_case import PredictionColumn, UseCase, Window
+from embedding_tasks.sync import Backfill, Synced, sync
+from embedding_tasks.target import Target
+from embedding_tasks.use_case import PredictionColumn, Scope, UseCase, Window, kind_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run of a use case. `external_id` names it across stages and retries."""
+    """One run of a use case. `external_id` names it across stages and retries;
+    `backfill` is what it asks for, in place of all that is new, changed or gone."""
 
     use_case: UseCase
     external_id: str
-    kind: Literal["scheduled", "manual", "backfill", "cli"]
-    window: Window | None = None
+    kind: Literal["scheduled", "manual", "backfill", "cli", "work"]
+    backfill: Scope | None = None
     reembed: bool = False
+    audit: bool = False
     allow_deletes: bool = False
     dry_run: bool = False
     resolve: Resolve | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.use_case.source.event_time is None:
+        no_time = self.use_case.source.event_time is None
+        if isinstance(self.backfill, Window) and no_time:
             raise ConfigError(
                 f"use case {self.use_case.name!r} names no source.event_time, so there "
-                "is nothing a window or a backfill could select by"
+                "is nothing a window could select by; valid: keys, or everything"
+            )
+        if self.backfill is not None and self.audit:
+            raise ConfigError(
+                "an audit reads every row of the source; leave out since, until, keys "
+                "and everything, and do not ask for it in a backfill"
             )
 
     @property
     def prediction_from_source(self) -> bool:
         return isinstance(self.use_case.prediction, PredictionColumn)
+
+    def of_run(self, run_id: int) -> Backfill | None:
+        if self.backfill is None:
+            return None
+        return Backfill(run_id or None, self.backfill)
 
     def open_store(self) -> Connection:
         return open_store(self.resolve)
@@ -93,7 +117,7 @@ def train_stage(
             )
 
 
-def sync_stage(request: Request) -> dict[str, int]:
+def sync_stage(request: Request) -> dict[str, int | float]:
     """What the source has that the store has not is enqueued; what it no longer has
     leaves the store. Returns the counts of `Synced`, and of a dry run what it foresees.
     """
@@ -104,62 +128,59 @@ def sync_stage(request: Request) -> dict[str, int]:
             known = trained.digests(store, use_case)
         if request.dry_run and (waiting := recipe.untrained(use_case, known)):
             return {"to_train": len(waiting)}
-        made = recipe.all_of(use_case, request.resolve, trained=known)
-        counts: dict[str, int] = {}
+        recipes, missing = recipe.found(use_case, request.resolve, trained=known)
+        counts: dict[str, int | float] = {}
         with blame(store=store), store.transaction():
             use_case_id = versions.open_use_case(store, use_case.name)
-            live = versions.ensure(
-                store,
-                use_case_id,
-                use_case.name,
-                made,
-                storage=use_case.storage.type,
-                distance=use_case.storage.distance,
-                prediction_from_source=request.prediction_from_source,
-            )
+            live = versions.live(store, use_case_id)
+            before = {v.id for v in live if v.feature in use_case.all_features}
+            if missing and (request.dry_run or not (recipes or before)):
+                raise next(iter(missing.values()))
+            whole = request.backfill is None
+            live = declared.ensure(store, use_case_id, use_case, recipes, whole=whole)
+            if backfills.is_cancelled(store, run_id):
+                log.warning("cancelled use_case=%s run=%d", use_case.name, run_id)
+                return {}
             synced = sync(
                 Target(store, use_case_id, live, use_case.first_feature.unit),
                 conninfo,
                 use_case,
-                window=request.window,
+                backfill=request.of_run(run_id),
                 reembed=request.reembed,
+                audit=request.audit,
                 allow_deletes=request.allow_deletes,
             )
+            for version in (v for v in live if v.id not in before):
+                retired.drop_outdated(store, version)
+            # last: whoever asks a view waits from here on
+            versions.refresh_views(store, use_case_id, request.prediction_from_source)
             counts = asdict(synced)
             if request.dry_run:
-                counts |= _foreseen(store, live, use_case.batch.lease_seconds)
+                counts |= foresight.foreseen(store, use_case_id, use_case, live)
                 raise psycopg.Rollback
             _count(store, run_id, synced)
+            _remember_missing(store, run_id, missing)
+        if not (request.dry_run or request.backfill):
+            with blame(store=store):
+                pruning.prune(store, use_case_id, use_case, conninfo)
+    for error in missing.values():
+        if isinstance(error, TransientError):
+            raise error  # what could be followed was; a retry may find the rest
     log.info("synced use_case=%s %s", use_case.name, _facts(counts))
     return counts
-
-
-def _foreseen(
-    store: Connection, live: list[ModelVersion], lease_seconds: int
-) -> dict[str, int]:
-    waiting = [ledger.outstanding(store, version, lease_seconds) for version in live]
-    building = [v.version for v in live if v.state == "building"]
-    return {
-        "to_embed": sum(left.claimable + left.leased for left in waiting),
-        "builds_version": building[0] if building else 0,
-    }
 
 
 def plan_stage(request: Request) -> int:
     """How many workers the queue is worth: none when it is empty."""
     if request.dry_run:
         return 0
-    batch = request.use_case.batch
     with (
         request.open_store() as store,
         _recorded(store, request, "plan"),
         blame(store=store),
     ):
-        waiting = 0
-        for version in _live(store, request):
-            left = ledger.outstanding(store, version, batch.lease_seconds)
-            waiting += left.claimable + left.leased
-    workers = min(batch.max_workers, math.ceil(waiting / batch.rows_per_worker))
+        waiting = foresight.waiting(store, request.use_case, _live(store, request))
+    workers = foresight.workers(request.use_case, waiting)
     log.info(
         "planned use_case=%s pending=%d workers=%d",
         *(request.use_case.name, waiting, workers),
@@ -202,25 +223,45 @@ def embed_stage(
 
 
 def publish_stage(request: Request) -> dict[str, Any]:
-    """Says how the run ended: promotes a finished model version, and raises
-    `ThresholdError` when more is left undone than the use case allows."""
+    """Says how the run ended: promotes a finished model version, drops those retired
+    long ago, and raises `ModelError` where a model was missing, `ThresholdError` when
+    more is left undone than the use case allows."""
     with (
         request.open_store() as store,
         _recorded(store, request, "publish") as run_id,
         blame(store=store),
     ):
         use_case_id = versions.use_case_id(store, request.use_case.name)
-        _finish_versions(store, request, use_case_id, run_id)
+        promotion.finish(store, request, use_case_id, run_id)
+        keep = request.use_case.keep_retired_days
+        retired.drop_expired(store, use_case_id, keep)
+        _judge_missing(store, request, run_id)
         for serving in (v for v in versions.live(store, use_case_id) if v.serves):
             judgement.judge(
                 request.use_case, serving, judgement.left_of(store, serving, run_id)
             )
         numbers = status.of(store, request.use_case.name)[0]
-        if request.window is None:
+        if request.backfill is None:
             judgement.judge_withheld(request.use_case, numbers)
         counts = _close(store, run_id)
     log.info("published use_case=%s %s", request.use_case.name, _facts(counts))
     return {**counts, "wanted": numbers["wanted"], "stored": numbers["stored"]}
+
+
+def work(request: Request, progress: Progress = lambda drained: None) -> dict[str, Any]:
+    """One worker that helps to drain what waits, and judges nothing: that is for the
+    run whose work it is."""
+    with request.open_store() as store, blame(store=store):
+        versions.use_case_id(store, request.use_case.name)
+    embedded = embed_stage(request, 0, progress)
+    with request.open_store() as store, _recorded(store, request, "work") as run_id:
+        return {**embedded, **_close(store, run_id)}
+
+
+def begin(request: Request) -> int:
+    """The run's number in the store, before its first stage."""
+    with request.open_store() as store, blame(store=store):
+        return _open(store, request, "sync")
 
 
 def run(
@@ -253,58 +294,6 @@ def _drain(worker: Worker) -> Exception | None:
         )
         return error
     return None
-
-
-def _finish_versions(
-    store: Connection, request: Request, use_case_id: int, run_id: int
-) -> None:
-    """A version that is complete is ready, and serves if the use case says so. Raises
-    `ThresholdError` where one would be complete but for too many dead records."""
-    with store.transaction():
-        versions.lock(store, use_case_id)  # no sync adds to it meanwhile
-        finished = False
-        refused: ThresholdError | None = None
-        for candidate in versions.live(store, use_case_id):
-            left = judgement.left_of(store, candidate, run_id)
-            if candidate.serves or left.pending:
-                continue
-            if not judgement.is_within(request.use_case, left.deferred, left):
-                continue
-            try:
-                judgement.judge(request.use_case, candidate, left)
-            except ThresholdError as error:
-                refused = error
-            else:
-                versions.mark_ready(store, candidate)
-                finished = True
-        if finished and request.use_case.auto_promote:
-            versions.promote(
-                store,
-                use_case_id,
-                prediction_from_source=request.prediction_from_source,
-            )
-    if refused:
-        raise refused
-
-
-def promote(request: Request) -> list[ModelVersion]:
-    """Let the ready versions serve, on demand. Raises `StoreError` where there is none
-    or it has fallen behind, `ThresholdError` where too much of it is dead."""
-    with request.open_store() as store, blame(store=store), store.transaction():
-        use_case_id = versions.use_case_id(store, request.use_case.name)
-        versions.lock(store, use_case_id)
-        live = versions.live(store, use_case_id)
-        for ready in (v for v in live if v.state == "ready"):
-            left = judgement.left_of(store, ready)
-            if left.pending:
-                raise StoreError(
-                    f"version {ready.version} has {left.pending} records waiting by "
-                    "now; run the use case first"
-                )
-            judgement.judge(request.use_case, ready, left)
-        return versions.promote(
-            store, use_case_id, prediction_from_source=request.prediction_from_source
-        )
 
 
 def _live(store: Connection, request: Request) -> list[ModelVersion]:
@@ -350,12 +339,12 @@ def _record_failure(
 def _open(store: Connection, request: Request, stage: str) -> int:
     """A failure is forgotten when its own stage is tried again, not when another
     stage of the same run begins."""
-    window = request.window
+    window = request.backfill if isinstance(request.backfill, Window) else None
     row = store.execute(
         "INSERT INTO embedline.run AS r"
-        " (use_case, external_id, kind, since, until, reembed)"
-        " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(since)s, %(until)s,"
-        "  %(reembed)s)"
+        " (use_case, external_id, kind, scope, since, until, reembed)"
+        " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(scope)s, %(since)s,"
+        "  %(until)s, %(reembed)s)"
         " ON CONFLICT (use_case, external_id) DO UPDATE SET"
         "  failed_stages = CASE %(stage)s WHEN 'sync' THEN '{}'"
         "    ELSE array_remove(r.failed_stages, %(stage)s) END"
@@ -364,6 +353,7 @@ def _open(store: Connection, request: Request, stage: str) -> int:
             "use_case": versions.register(store, request.use_case.name),
             "external_id": request.external_id,
             "kind": request.kind,
+            "scope": kind_of(request.backfill),
             "since": window.since if window else None,
             "until": window.until if window else None,
             "reembed": request.reembed,
@@ -384,9 +374,36 @@ def _count(store: Connection, run_id: int, synced: Synced) -> None:
         "UPDATE embedline.run SET synced_at = now(), read = read + %(read)s,"
         " new = new + %(new)s, changed = changed + %(changed)s,"
         " deleted = deleted + %(deleted)s, labels = labels + %(labels)s,"
-        " unusable_keys = %(unusable_keys)s WHERE id = %(id)s",
+        " unusable_keys = %(unusable_keys)s, not_found = %(not_found)s,"
+        " unreadable = %(unreadable)s"
+        " WHERE id = %(id)s",
         {**asdict(synced), "id": run_id},
     )
+
+
+def _remember_missing(
+    store: Connection, run_id: int, missing: Mapping[str, EmbedlineError]
+) -> None:
+    told = {feature: str(error) for feature, error in missing.items()}
+    for feature, error in told.items():
+        log.error("no model feature=%s: %s", feature, error)
+    store.execute(
+        "UPDATE embedline.run SET models_missing = %s WHERE id = %s",
+        [Jsonb(told), run_id],
+    )
+
+
+def _judge_missing(store: Connection, request: Request, run_id: int) -> None:
+    row = store.execute(
+        "SELECT models_missing FROM embedline.run WHERE id = %s", [run_id]
+    ).fetchone()
+    assert row is not None
+    if row[0]:
+        told = "; ".join(f"feature {name!r}: {error}" for name, error in row[0].items())
+        raise ModelError(
+            f"{request.use_case.name}: {told}; what serves was followed, and nothing "
+            "new is built before the model is there"
+        )
 
 
 def _close(store: Connection, run_id: int) -> dict[str, Any]:
@@ -395,12 +412,17 @@ def _close(store: Connection, run_id: int) -> dict[str, Any]:
             "UPDATE embedline.run SET state = 'success', error = NULL,"
             " failed_stages = '{}',"
             " finished_at = now() WHERE id = %s RETURNING read, new, changed, deleted,"
-            " labels, unusable_keys, embedded, vectors, truncated, deferred, discarded,"
-            " failed",
+            " labels, unusable_keys, not_found, unreadable, embedded, vectors,"
+            " truncated, deferred, discarded, failed",
             [run_id],
         ).fetchone()
     assert row is not None
-    return row
+    paused = (
+        backfills.waiting(store, run_id) if backfills.is_paused(store, run_id) else 0
+    )
+    if paused:
+        log.warning("paused run=%d rows=%d: they wait to be resumed", run_id, paused)
+    return {**row, "paused": paused}
 
 
 def _sum(left: Drained, right: Drained) -> Drained:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, LiteralString
 
 import psycopg
 from pgvector import Vector
 from psycopg.rows import dict_row
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from embedding_tasks import encoders
 from embedding_tasks.connections import Connection, Resolve
@@ -20,6 +22,10 @@ from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
 
 
+class Switched(SearchError):
+    """Another model version serves by now than the one the query is a vector of."""
+
+
 def encoder_of(
     version: ModelVersion, device: str = "auto", resolve: Resolve | None = None
 ) -> Encoder:
@@ -29,6 +35,10 @@ def encoder_of(
     return encoders.load(version, runtime)
 
 
+# With the model of the version that serves by then.
+@retry(
+    retry=retry_if_exception_type(Switched), stop=stop_after_attempt(5), reraise=True
+)
 def by_text(
     store: Connection,
     use_case: str,
@@ -36,20 +46,22 @@ def by_text(
     k: int = 10,
     *,
     feature: str | None = None,
-    encoder: Encoder | None = None,
+    encoder_for: Callable[[ModelVersion], Encoder] = encoder_of,
 ) -> list[dict[str, Any]]:
-    """The k records nearest to a text, embedded as the use case's records are. Pass an
-    `encoder` (of `encoder_of`) to search more than once. Raises `SearchError` for an
-    unknown use case or feature, or one that is not made of texts, `ModelError` when
-    its model files have changed."""
+    """The k records nearest to a text, embedded as the use case's records are. To
+    search more than once, give an `encoder_for` that keeps what `encoder_of` returns,
+    by the version's id. Raises `SearchError` for an unknown use case or feature, or one
+    that is not made of texts, `ModelError` when its model files have changed."""
     version = versions.active(store, use_case, feature)
     query = _query(version, text)
-    encoded = (encoder or encoder_of(version)).encode([query])
-    vector = _vector(encoded, version, text)
+    vector = _vector(encoder_for(version).encode([query]), version, text)
     return _nearest(
         store,
-        "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s, %s)",
-        [use_case, Vector(vector).to_text(), k, version.feature],
+        "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s, %s, %s)",
+        [
+            *(use_case, Vector(vector).to_text(), k),
+            *(version.feature, version.version),
+        ],
     )
 
 
@@ -102,11 +114,16 @@ def _nearest(
     try:
         with store.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(statement, parameters).fetchall()
+    except psycopg.errors.ObjectNotInPrerequisiteState as error:
+        raise Switched(_told(error)) from error
     except (
         psycopg.errors.NoDataFound,
         psycopg.errors.UndefinedObject,
         psycopg.errors.InvalidParameterValue,
     ) as error:
-        hint = error.diag.message_hint
-        primary = error.diag.message_primary
-        raise SearchError(f"{primary}; {hint}" if hint else str(primary)) from error
+        raise SearchError(_told(error)) from error
+
+
+def _told(error: psycopg.Error) -> str:
+    primary, hint = error.diag.message_primary, error.diag.message_hint
+    return f"{primary}; {hint}" if hint else str(primary)

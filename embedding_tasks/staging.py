@@ -1,7 +1,11 @@
 """Streaming a relation of the source into temporary tables of the store.
 
     incoming         fields of the rows that may have changed
-    seen             every key there is, to find those that are gone
+    seen             every key there is, to find those that are gone, but for those
+                     that cannot be (`digests`); where they are not all looked at,
+                     those of `touched` that are there
+    touched          keys that have been looked for one by one
+    unreadable       keys of rows whose fields cannot be read, and why
     incoming_label   the same two for a table of labels
     seen_label
 
@@ -12,27 +16,36 @@ block by block: no value is parsed on the way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
+from embedding_tasks import cursor, digests, forgetting
 from embedding_tasks.connections import Connection
+from embedding_tasks.digests import Doubt
 from embedding_tasks.errors import SourceError
-from embedding_tasks.source import snapshot
+from embedding_tasks.ledger import ERROR_LENGTH
+from embedding_tasks.source import apart, snapshot
+from embedding_tasks.source import keys as source_keys
+from embedding_tasks.source import strategy as strategies
 from embedding_tasks.source.extract import Extract
+from embedding_tasks.source.reading import Asked, Reading, decide, definition
 from embedding_tasks.source.snapshot import Position
-from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.use_case import Window
+from embedding_tasks.source.strategy import Strategy
+from embedding_tasks.target import Target
+from embedding_tasks.use_case import Everything, Keys, Scope, Window
 
 log = logging.getLogger(__name__)
 
-# Keys fetched at a time when the source shows keys the ledger has never seen.
-KEYS_PER_READ = 10_000
 # A btree takes 2,704 bytes a row, of which other columns need some.
 KEY_BYTES = 2_000
+
+_DEFERRED: LiteralString = (
+    "SELECT key FROM embedline.ledger WHERE model_version = ANY (%(versions)s)"
+    " AND pending AND dead_at IS NULL AND deferred"
+)
 
 _TABLES: dict[str, LiteralString] = {
     "incoming": """
@@ -40,146 +53,145 @@ _TABLES: dict[str, LiteralString] = {
         environment text, link text, tags jsonb, label text, prediction text,
         score float8, data text[]""",
     "seen": 'key text COLLATE "C", early boolean NOT NULL',
+    "touched": 'key text COLLATE "C"',
+    "unreadable": 'key text COLLATE "C" PRIMARY KEY, error text',
     "incoming_label": 'key text COLLATE "C", label text, labeled_at timestamptz',
     "seen_label": 'key text COLLATE "C", early boolean NOT NULL',
 }
 
 
+_SEEN = {"records": "seen", "labels": "seen_label"}
+
+
 @dataclass(frozen=True)
-class Target:
-    """The side of the store that one use case's sync writes to, inside one
-    transaction. Statements find `%(use_case)s`, `%(versions)s` (ids), `%(first)s` (the
-    id of the first feature's serving version) and `%(keep_labelled)s` (ids of the
-    versions that have vectors of labelled parts) filled in."""
+class Look:
+    """One look at the source: what it found where, and what it was asked for."""
 
-    store: Connection
-    use_case: int
-    versions: list[ModelVersion]
-    labelled_unit: str = "record"
-
-    @property
-    def keep_labelled(self) -> list[ModelVersion]:
-        """Those of which a record's labelled parts have a vector, whatever else."""
-        return [v for v in self.versions if v.keeps_labelled(self.labelled_unit)]
-
-    def execute(
-        self, statement: LiteralString | sql.SQL | sql.Composed, **more: Any
-    ) -> int:
-        """Returns the rows affected."""
-        return self.store.execute(statement, self._parameters(more)).rowcount
-
-    def rows(self, statement: LiteralString, **more: Any) -> list[tuple[Any, ...]]:
-        return self.store.execute(statement, self._parameters(more)).fetchall()
-
-    def value(self, statement: LiteralString, **more: Any) -> Any:
-        return self.rows(statement, **more)[0][0]
-
-    def _parameters(self, more: dict[str, Any]) -> dict[str, Any]:
-        ids = [version.id for version in self.versions]
-        keep = [version.id for version in self.keep_labelled]
-        return {
-            "use_case": self.use_case,
-            "versions": ids,
-            "first": ids[0],
-            "keep_labelled": keep,
-            **more,
-        }
+    connection: Connection
+    position: Position
+    asked: Asked
 
 
 @dataclass(frozen=True)
 class Staged:
-    """`full`: every row is in `incoming`, not only those that may have changed."""
+    """`full`: every row is in `incoming`, not only those that may have changed;
+    `keys`: which of them `seen` tells of, of all only those in doubt where there is a
+    `doubt`; `not_found`: keys that were asked for and that the source does not have."""
 
     full: bool
+    keys: Literal["all", "touched", "none"]
     unusable_keys: int
+    not_found: int = 0
+    doubt: Doubt | None = None
 
 
-def stage_records(
-    target: Target, connection: Connection, records: Extract, window: Window | None
-) -> Staged:
-    _create(target, "incoming", "seen")
-    if window is not None:
-        _copy(
-            target, connection, records, "incoming", records.of_window(**dict(window))
-        )
-        unusable_keys = _check_keys(target, records, "incoming")
-        return Staged(full=False, unusable_keys=unusable_keys)
-    full = _stage(target, connection, records, "records", known=_unknown_records)
-    _forget_early(target, records)
+def stage_scope(target: Target, look: Look, records: Extract, scope: Scope) -> Staged:
+    _create(target, "incoming", "unreadable")
+    connection, not_found = look.connection, 0
+    match scope:
+        case Window():
+            window = records.of_window(scope.since, scope.until)
+            _copy_apart(target, connection, records, window)
+        case Everything():
+            _copy_apart(target, connection, records, records.everything())
+        case Keys():
+            found = source_keys.look_up(connection, records, scope.keys)
+            not_found = len(found.missing)
+            for keys in source_keys.chunks(found.keys):
+                _copy_apart(target, connection, records, records.of_keys(keys))
+    unusable_keys = _check_keys(target, records, "incoming")
+    for table in ("incoming", "unreadable"):
+        forgetting.leave_out(target.store, target.use_case, table)
     return Staged(
-        full=full, unusable_keys=_check_keys(target, records, "incoming", "seen")
+        full=False, keys="none", unusable_keys=unusable_keys, not_found=not_found
     )
 
 
-def stage_labels(target: Target, connection: Connection, labels: Extract) -> None:
+def stage_records(
+    target: Target, look: Look, records: Extract, strategy: Strategy
+) -> Staged:
+    _create(target, "incoming", "seen", "touched", "unreadable")
+    reading, doubt = _stage(target, look, records, strategy, "records")
+    if not reading.full:
+        _look_up(target, look.connection, records, reading)
+    for table in ("incoming", "unreadable"):
+        forgetting.leave_out(target.store, target.use_case, table)
+    _forget_early(target, records)
+    tables = ("incoming", "seen") if reading.key_scan else ("seen", "incoming")
+    unusable_keys = _check_keys(target, records, *tables)
+    return Staged(
+        full=reading.full,
+        keys="all" if reading.key_scan else "touched",
+        doubt=doubt,
+        unusable_keys=doubt.unusable_keys if doubt else unusable_keys,
+    )
+
+
+def stage_labels(target: Target, look: Look, labels: Extract) -> None:
     _create(target, "incoming_label", "seen_label")
-    _stage(target, connection, labels, "labels", known=_unknown_labels)
+    reading, _ = _stage(target, look, labels, strategies.of_labels(labels), "labels")
+    if not reading.full:
+        for keys in _chunks(target, _unknown_labels(target)):
+            _copy_labels(target, look.connection, labels, labels.of_keys(keys))
+    forgetting.leave_out(target.store, target.use_case, "incoming_label")
     _check_keys(target, labels, "incoming_label", "seen_label")
 
 
 def _stage(
     target: Target,
-    connection: Connection,
+    look: Look,
     extract: Extract,
+    strategy: Strategy,
     relation: Literal["records", "labels"],
-    known: Callable[[Target], list[str]],
-) -> bool:
-    incoming, seen = _names(relation)
-    position = snapshot.position(connection)
-    cursor = _cursor(target, relation)
-    reason = _why_full(extract, cursor, position)
-    if reason or cursor is None:
-        _copy(target, connection, extract, incoming, extract.everything())
-    else:
-        changed = extract.changed_since(cursor.horizon)
-        _copy(target, connection, extract, incoming, changed)
-    _copy(target, connection, extract, seen, extract.keys())
+) -> tuple[Reading, Doubt | None]:
+    seen = _SEEN[relation]
+    connection, position = look.connection, look.position
+    last = cursor.load(target, relation)
+    reading = decide(connection, extract, strategy, position, last, look.asked)
+    take = _copy_apart if relation == "records" else _copy_labels
+    take(target, connection, extract, reading.rows)
+    doubt = None
+    if reading.key_scan:
+        # labels that are withdrawn are those of keys that are nowhere
+        if relation == "records" and not reading.full:
+            doubt = digests.compare(target, connection, extract, longest=KEY_BYTES)
+        where = doubt.falls_on(extract.key) if doubt else sql.SQL("true")
+        _copy(target, connection, extract, seen, extract.keys(where))
     target.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(seen)))
-    if not reason:
-        # A filter that looks at the clock or at another table lets old rows through,
-        # and a store can lose rows: what is not known is read, whatever its age.
-        unknown = known(target)
-        for start in range(0, len(unknown), KEYS_PER_READ):
-            keys = unknown[start : start + KEYS_PER_READ]
-            _copy(target, connection, extract, incoming, extract.of_keys(keys))
-    _save_cursor(target, relation, extract, position, full=bool(reason))
+    held_back = None if strategy.name == "scan" else _held_back(target, position)
+    belongs_to = definition(extract, strategy)
+    cursor.save(target, relation, belongs_to, position, reading, held_back)
     log.info(
-        "read relation=%s name=%s how=%s",
-        *(relation, extract.relation.name, reason or "changes since the last sync"),
+        "read relation=%s name=%s strategy=%s how=%s",
+        *(relation, extract.relation.name, strategy.name, reading.why),
     )
-    return bool(reason)
+    return reading, doubt
 
 
-@dataclass(frozen=True)
-class _Cursor:
-    definition: Any
-    server: str
-    horizon: int
+def _look_up(
+    target: Target, connection: Connection, records: Extract, reading: Reading
+) -> None:
+    """Reads by their keys what must be known whatever the strategy has found: a filter
+    that looks at the clock or at another table lets old rows through, a store can lose
+    rows, and a worker may have found a record changed that no timestamp tells of."""
+    if reading.key_scan:
+        for keys in _chunks(target, _unknown_records(target)):
+            _copy_apart(target, connection, records, records.of_keys(keys))
+    if reading.touched is not None and reading.present is not None:
+        _copy(target, connection, records, "touched", reading.touched)
+        present = records.keys(reading.present)
+        _copy(target, connection, records, "seen", present)
+    for keys in _chunks(target, _deferred_records(target)):
+        target.execute("INSERT INTO touched SELECT unnest(%(keys)s::text[])", keys=keys)
+        _copy_apart(target, connection, records, records.of_keys(keys))
+        present = records.keys(records.has_key(keys))
+        _copy(target, connection, records, "seen", present)
 
 
-def _why_full(
-    extract: Extract, cursor: _Cursor | None, position: Position
-) -> str | None:
-    """Why every row must be read, or None where those past the horizon are enough."""
-    if extract.strategy == "scan":
-        return "all: strategy is scan"
-    if cursor is None:
-        return "all: first sync"
-    if cursor.definition != extract.definition:
-        return "all: the relation or the use case has changed"
-    if cursor.server != position.server:
-        return "all: the source is another server, or was restarted"
-    if not 0 <= position.horizon - cursor.horizon < 2**31:
-        return "all: the horizon went backwards or too far"
-    return None
-
-
-def _names(relation: str) -> tuple[str, str]:
-    return (
-        ("incoming", "seen")
-        if relation == "records"
-        else ("incoming_label", "seen_label")
-    )
+def _chunks(target: Target, keys: list[str]) -> Iterator[Sequence[str]]:
+    """Those of them that are not forgotten, so many at a time."""
+    kept = forgetting.others(target.store, target.use_case, keys)
+    return source_keys.chunks(kept)
 
 
 def _create(target: Target, *names: str) -> None:
@@ -191,6 +203,37 @@ def _create(target: Target, *names: str) -> None:
         )
 
 
+def _copy_apart(
+    target: Target, connection: Connection, records: Extract, select: sql.Composable
+) -> None:
+    """Into `incoming` what can be read, into `unreadable` what cannot."""
+
+    def copy(part: sql.Composable) -> None:
+        with target.store.transaction(), connection.transaction():
+            _copy(target, connection, records, "incoming", part)
+
+    unreadable = apart.read(connection, records, select, copy)
+    if not unreadable:
+        return
+    log.warning(
+        "unreadable relation=%s rows=%d first_key=%s",
+        *(records.relation.name, len(unreadable), next(iter(unreadable))),
+    )
+    target.execute(
+        "INSERT INTO unreadable"
+        " SELECT * FROM unnest(%(keys)s::text[], %(errors)s::text[])"
+        " ON CONFLICT DO NOTHING",
+        keys=[*unreadable],
+        errors=[error[:ERROR_LENGTH] for error in unreadable.values()],
+    )
+
+
+def _copy_labels(
+    target: Target, connection: Connection, labels: Extract, select: sql.Composable
+) -> None:
+    _copy(target, connection, labels, "incoming_label", select)
+
+
 def _copy(
     target: Target,
     connection: Connection,
@@ -198,8 +241,9 @@ def _copy(
     table: str,
     select: sql.Composable,
 ) -> None:
-    everything = table.startswith("incoming")
-    names = ["key", *extract.fields] if everything else ["key", "early"]
+    names = ["key", *(extract.fields if "incoming" in table else [])]
+    if "seen" in table:
+        names.append("early")
     into = sql.SQL("COPY {} ({}) FROM STDIN").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, names))
     )
@@ -258,6 +302,11 @@ def _forget_early(target: Target, records: Extract) -> None:
             " WHERE l.model_version = ANY (%(versions)s) AND l.key = i.key)",
             start=records.start,
         )
+        target.execute(
+            "DELETE FROM unreadable u USING seen s WHERE s.key = u.key AND s.early"
+            " AND NOT EXISTS (SELECT FROM embedline.ledger l"
+            "  WHERE l.model_version = ANY (%(versions)s) AND l.key = u.key)"
+        )
 
 
 def _unknown_records(target: Target) -> list[str]:
@@ -267,6 +316,14 @@ def _unknown_records(target: Target) -> list[str]:
         "   WHERE l.model_version = ANY (%(versions)s) AND l.key = s.key)"
         " AND NOT EXISTS (SELECT FROM incoming i WHERE i.key = s.key)",
         most=KEY_BYTES,
+    )
+    return [key for (key,) in rows]
+
+
+def _deferred_records(target: Target) -> list[str]:
+    rows = target.rows(
+        f"SELECT DISTINCT key FROM ({_DEFERRED}) AS d"
+        " WHERE NOT EXISTS (SELECT FROM incoming i WHERE i.key = d.key)"
     )
     return [key for (key,) in rows]
 
@@ -282,37 +339,16 @@ def _unknown_labels(target: Target) -> list[str]:
     return [key for (key,) in rows]
 
 
+def _held_back(target: Target, position: Position) -> dict[str, Any] | None:
+    """By anybody but this sync itself, where the store is in the same server."""
+    held = position.held_back
+    if held is None:
+        return None
+    itself = (target.store.info.backend_pid, "embedline-store")
+    return None if (held.get("pid"), held.get("application")) == itself else held
+
+
 def kept_data(target: Target) -> Any:
     """What the last sync was told to keep of the inputs; None before the first."""
-    cursor = _cursor(target, "records")
-    return cursor.definition["data"] if cursor else None
-
-
-def _cursor(target: Target, relation: str) -> _Cursor | None:
-    rows = target.rows(
-        "SELECT definition, server, horizon::text::bigint"
-        " FROM embedline.source_cursor"
-        " WHERE use_case = %(use_case)s AND relation = %(relation)s",
-        relation=relation,
-    )
-    return _Cursor(*rows[0]) if rows else None
-
-
-def _save_cursor(
-    target: Target, relation: str, extract: Extract, position: Position, full: bool
-) -> None:
-    target.execute(
-        "INSERT INTO embedline.source_cursor AS c"
-        " (use_case, relation, definition, server, horizon)"
-        " VALUES (%(use_case)s, %(relation)s, %(definition)s, %(server)s,"
-        "  %(horizon)s::text::xid8)"
-        " ON CONFLICT (use_case, relation) DO UPDATE SET"
-        "  definition = EXCLUDED.definition, horizon = EXCLUDED.horizon,"
-        "  server = EXCLUDED.server, synced_at = now(),"
-        "  full_at = CASE WHEN %(full)s THEN now() ELSE c.full_at END",
-        relation=relation,
-        definition=Jsonb(extract.definition),
-        server=position.server,
-        horizon=position.horizon,
-        full=full,
-    )
+    last = cursor.load(target, "records")
+    return last.definition["data"] if last else None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from embedding_tasks import backfills, forgetting, ledger
 from embedding_tasks.connections import Connection, Resolve, for_source
-from embedding_tasks.source import extract, snapshot
+from embedding_tasks.source import extract, keys, snapshot
 from embedding_tasks.store import versions
-from embedding_tasks.use_case import UseCase
+from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.use_case import Source, UseCase
 
 
 def of(store: Connection, use_case: str | None = None) -> list[dict[str, Any]]:
@@ -55,9 +58,10 @@ def explain(
     serving = versions.active(store, use_case.name, feature)
     with snapshot.take(for_source(use_case.source, resolve)) as connection:
         taken = extract.records(connection, use_case, forms=[serving.form])
-        key = taken.canonical(key)
+        key = keys.canonical_key(key, taken.key_columns)
         found = snapshot.describe_record(connection, taken, key)
     known = _ledger(store, serving.id, key)
+    forgotten = forgetting.forgotten_at(store, use_case_id, key)
     vectors = store.execute(
         sql.SQL(
             "SELECT count(*), max(embedded_at), max(run_id) FROM {} WHERE key = %s"
@@ -68,9 +72,9 @@ def explain(
     return {
         "use_case": use_case.name,
         "key": key,
-        "verdict": _verdict(
-            found, known, use_case.source.start, _withheld(store, use_case_id)
-        ),
+        "verdict": _why_forgotten(use_case, key, forgotten)
+        if forgotten
+        else _verdict(store, use_case, serving, found, known),
         "source": found,
         "ledger": known,
         "model_version": serving.version,
@@ -82,6 +86,40 @@ def explain(
     }
 
 
+def _why_forgotten(use_case: UseCase, key: str, at: datetime) -> str:
+    return (
+        f"forgotten on request at {at:%Y-%m-%d %H:%M:%S%z}; "
+        f"`embedline forget {use_case.name} {key} --undo` lets it come back"
+    )
+
+
+def _verdict(
+    store: Connection, use_case: UseCase, serving: ModelVersion, found: Any, known: Any
+) -> str:
+    if found is None and known and known["want_hash"] == b"" and known["dead_at"]:
+        return f"cannot be read from the source: {known['error']}"
+    if found is None:
+        withheld = _withheld(store, serving.use_case)
+        return _why_gone(known, use_case.source, withheld)
+    if known is None:
+        start = use_case.source.start
+        if start and found.get("event_time") and found["event_time"] < start:
+            return f"before source.start ({start:%Y-%m-%d}); a backfill brings it"
+        return "in the source, and not yet seen by a sync"
+    if known["dead_at"]:
+        return f"dead after {known['attempts']} attempts: {known['error']}"
+    if found["hashes"] != [known["want_hash"]]:
+        changed = "changed since the last sync; the next one sees it"
+        if use_case.source.strategy != "timestamp":
+            return changed
+        return f"{changed}, or, if source.updated_at was not set, the next audit"
+    if known["want_hash"] is None:
+        return "its input is null: nothing to embed"
+    if not known["pending"]:
+        return "stored, and its vector is of its current input"
+    return _why_waiting(store, use_case, serving, known)
+
+
 def _withheld(store: Connection, use_case: int) -> bool:
     row = store.execute(
         "SELECT deletes_withheld > 0 FROM embedline.use_case WHERE id = %s", [use_case]
@@ -89,47 +127,45 @@ def _withheld(store: Connection, use_case: int) -> bool:
     return row is not None and row[0]
 
 
-def _verdict(found: Any, known: Any, start: Any, withheld: bool) -> str:
-    if found is None:
-        return _why_gone(known, withheld)
-    if known is None:
-        if start and found.get("event_time") and found["event_time"] < start:
-            return f"before source.start ({start:%Y-%m-%d}); a backfill brings it"
-        return "in the source, and not yet seen by a sync"
-    if known["dead_at"]:
-        return f"dead after {known['attempts']} attempts: {known['error']}"
-    if found["hashes"] != [known["want_hash"]]:
-        return "changed since the last sync; the next one sees it"
-    if known["want_hash"] is None:
-        return "its input is null: nothing to embed"
-    if not known["pending"]:
-        return "stored, and its vector is of its current input"
-    return _why_waiting(known)
-
-
-def _why_gone(known: Any, withheld: bool) -> str:
+def _why_gone(known: Any, source: Source, withheld: bool) -> str:
     gone = "not in the source, or kept out by source.where"
     if known is None:
         return gone
     if withheld:
         return f"{gone}; the delete guard keeps it until a run with --allow-deletes"
+    if source.key_scan == "audit" and source.strategy != "outbox":
+        return f"{gone}; the next audit removes it"
     return f"{gone}; the next sync removes it"
 
 
-def _why_waiting(known: Any) -> str:
-    if known["lease_holder"]:
+def _why_waiting(
+    store: Connection, use_case: UseCase, version: ModelVersion, known: dict[str, Any]
+) -> str:
+    if known["leased"]:
         return f"being embedded by {known['lease_holder']}"
+    if (backfill := known["backfill"]) and backfills.is_paused(store, backfill):
+        return (
+            f"waits for backfill {backfill}, which is paused; "
+            f"`embedline backfill resume {use_case.name} {backfill}`"
+        )
+    if known["deferred"]:
+        return "the source had moved on when a worker looked; the next sync sees to it"
     if known["error"]:
-        return f"to be tried again after {known['attempts']} attempts: {known['error']}"
-    return "waiting to be embedded"
+        return (
+            f"to be tried again at {known['next_attempt_at']:%Y-%m-%d %H:%M:%S%z} "
+            f"after {known['attempts']} attempts: {known['error']}"
+        )
+    ahead = ledger.ahead(store, version, known, use_case.batch.lease_seconds)
+    return f"waiting to be embedded, behind {ahead} others"
 
 
 def _ledger(store: Connection, version: int, key: str) -> dict[str, Any] | None:
     with store.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             "SELECT want_hash, have_hash, pending, priority, queued_at, attempts,"
-            " next_attempt_at, lease_holder, lease_until, dead_at, error"
-            " FROM embedline.ledger WHERE model_version = %s AND key = %s",
+            " next_attempt_at, deferred, lease_holder, lease_until,"
+            " coalesce(lease_until > now(), false) AS leased, backfill, dead_at, error,"
+            " key FROM embedline.ledger WHERE model_version = %s AND key = %s",
             [version, key],
         ).fetchone()
 

@@ -10,24 +10,27 @@ of their own, which see what a worker has written meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
 from operator import not_
 
 from psycopg import sql
 
-from embedding_tasks import facts, staging
+from embedding_tasks import facts, ledger, staging
+from embedding_tasks import records as stored
 from embedding_tasks.connections import blame
-from embedding_tasks.source import extract, snapshot
-from embedding_tasks.staging import Target
-from embedding_tasks.store import versions
-from embedding_tasks.store.write import write_data
+from embedding_tasks.source import extract, snapshot, timestamp
+from embedding_tasks.source import strategy as strategies
+from embedding_tasks.source.extract import Extract
+from embedding_tasks.source.reading import Asked
+from embedding_tasks.staging import Look, Staged
+from embedding_tasks.target import Target
 from embedding_tasks.use_case import (
-    Column,
     LabelTable,
+    Scope,
     UseCase,
-    Window,
 )
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,16 @@ class Synced:
     labels: int = 0
     labels_withheld: int = 0
     unusable_keys: int = 0
+    not_found: int = 0
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """The run that asks for these records alone; a dry run has no number."""
+
+    run: int | None
+    scope: Scope
 
 
 def sync(
@@ -54,58 +67,56 @@ def sync(
     conninfo: str,
     use_case: UseCase,
     *,
-    window: Window | None = None,
+    backfill: Backfill | None = None,
     reembed: bool = False,
+    audit: bool = False,
     allow_deletes: bool = False,
 ) -> Synced:
     """Bring the ledger in step with the source; call in a transaction of the store,
     with the use case open.
 
-    With a `window` its records alone are enqueued, at low priority: no deletes are
-    looked for and the cursor stays. `reembed` makes the vectors of the window, or of
-    everything, anew. Raises `SourceError` or `DatabaseAway`; roll back, and nothing
-    has changed.
+    With a `backfill` its records alone are enqueued, at low priority and as its own: no
+    deletes are looked for and the cursor stays. `reembed` makes the vectors of its
+    records, or of everything, anew; `audit` reads every row again, whatever the cursor
+    says. Raises `SourceError` or `DatabaseAway`; roll back, and nothing has changed.
     """
+    asked = Asked(audit, key_scan=_were_withheld(target))
     with (
-        snapshot.take(conninfo) as connection,
-        blame(source=connection, store=target.store),
+        _look(conninfo, use_case, asked) as look,
+        blame(source=look.connection, store=target.store),
     ):
+        connection = look.connection
         kept = staging.kept_data(target)
         refresh = kept not in (None, extract.kept_data(use_case))
-        records = extract.records(
-            connection,
-            use_case,
-            forms=[version.form for version in target.versions],
-            with_data=refresh,
-        )
-        staged = staging.stage_records(target, connection, records, window)
-        if isinstance(use_case.label, LabelTable) and window is None:
-            found = extract.labels(connection, use_case, use_case.label)
-            staging.stage_labels(target, connection, found)
+        forms = [version.form for version in target.versions]
+        records = extract.records(connection, use_case, forms=forms, with_data=refresh)
+        staged = _stage(target, look, records, use_case, backfill)
         facts.compare_labels(target, use_case)
-        again = reembed and window is not None
-        new, changed = _compare(target, records.followed, reembed=again)
-        withheld = _find_vanished(target, use_case, window, allow_deletes)
+        again = reembed and backfill is not None
+        new, changed = _compare(target, records, backfill, reembed=again)
+        withheld = _find_vanished(target, use_case, staged, allow_deletes)
         withdrawn, labels_withheld = facts.find_withdrawn(
             target,
             use_case,
             full=staged.full,
             withheld=bool(withheld),
-            window=window is not None,
+            partial=backfill is not None,
             allow_deletes=allow_deletes,
         )
         _lock(target)
-        _enqueue(target, BACKFILL if window else SCHEDULED, reembed)
-        if reembed and window is None:
+        _enqueue(target, backfill, reembed)
+        unreadable = _set_aside(target)
+        _take_over(target, backfill)
+        if reembed and backfill is None:
             _enqueue_all_again(target)
-        _drop_emptied(target)
-        _write_records(target)
+        stored.drop_emptied(target)
+        stored.write(target)
         if refresh:
-            _refresh_data(target)
+            stored.refresh_data(target)
         labels = facts.write(target, use_case, full=staged.full) + withdrawn
-        deleted = _delete_vanished(target, use_case)
+        deleted = stored.delete_vanished(target, use_case)
         facts.keep_labelled(target)
-        if window is None:
+        if backfill is None:
             _remember_withheld(target, withheld, labels_withheld)
     return Synced(
         read=target.value("SELECT count(*) FROM incoming"),
@@ -116,14 +127,51 @@ def sync(
         labels=labels,
         labels_withheld=labels_withheld,
         unusable_keys=staged.unusable_keys,
+        not_found=staged.not_found,
+        unreadable=unreadable,
     )
 
 
+@contextmanager
+def _look(conninfo: str, use_case: UseCase, asked: Asked) -> Iterator[Look]:
+    source = use_case.source
+    with snapshot.opened(conninfo) as connection:
+        # before the snapshot: `timestamp` says why
+        by_time = source.strategy == "timestamp"
+        bound = timestamp.bound(connection, source.slack_seconds) if by_time else None
+        with snapshot.look(connection):
+            yield Look(connection, snapshot.position(connection, bound), asked)
+
+
+def _stage(
+    target: Target,
+    look: Look,
+    records: Extract,
+    use_case: UseCase,
+    backfill: Backfill | None,
+) -> Staged:
+    if backfill is not None:
+        return staging.stage_scope(target, look, records, backfill.scope)
+    forms = [version.form for version in target.versions]
+    strategy = strategies.of_records(look.connection, records, use_case, forms)
+    staged = staging.stage_records(target, look, records, strategy)
+    if isinstance(use_case.label, LabelTable):
+        labels = extract.labels(look.connection, use_case, use_case.label)
+        staging.stage_labels(target, look, labels)
+    return staged
+
+
 def _compare(
-    target: Target, followed: Sequence[bool], *, reembed: bool
+    target: Target, records: Extract, backfill: Backfill | None, *, reembed: bool
 ) -> tuple[int, int]:
     """What the ledger does not yet say, in `delta`, per live version whose columns
-    the source still has; how many records are new and how many changed."""
+    the source still has; how many records are new and how many changed. `is_claimed`
+    are those waiting for a backfill that this sync may take over: for another
+    backfill, those of one that is paused."""
+    followed = records.followed
+    claims: sql.Composable = sql.SQL("true")
+    if backfill is not None:
+        claims = sql.SQL("l.backfill IN ({})").format(ledger.PAUSED)
     for version in compress(target.versions, map(not_, followed)):
         log.warning(
             "version %d is no longer followed: the source has lost a column it is made "
@@ -133,18 +181,24 @@ def _compare(
     # Set down first: an anti-join inside the INSERT would scan the growing table
     # again and again (measured: 697 rows/s at 20,000 rows).
     target.execute(
-        "CREATE TEMP TABLE delta ON COMMIT DROP AS"
-        " SELECT v.id AS model_version, i.key, i.hashes[v.place] AS hash,"
-        "   l.key IS NULL AS is_new,"
-        "   %(reembed)s OR l.want_hash IS DISTINCT FROM i.hashes[v.place] AS is_changed"
-        " FROM unnest(%(versions)s::int[], %(followed)s::boolean[])"
-        "   WITH ORDINALITY AS v (id, followed, place) CROSS JOIN incoming i"
-        " LEFT JOIN embedline.ledger l ON l.model_version = v.id AND l.key = i.key"
-        " WHERE v.followed AND (l.key IS NULL OR %(reembed)s"
-        "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place]"
-        "  OR (l.pending AND l.attempts = 0 AND l.next_attempt_at > now()))",
+        sql.SQL(
+            "CREATE TEMP TABLE delta ON COMMIT DROP AS"
+            " SELECT v.id AS model_version, i.key, i.hashes[v.place] AS hash,"
+            "   l.key IS NULL AS is_new, %(reembed)s"
+            "   OR l.want_hash IS DISTINCT FROM i.hashes[v.place] AS is_changed,"
+            "   l.pending AND l.backfill IS NOT NULL AND {claims} AS is_claimed,"
+            "   coalesce(i.event_time < %(start)s::timestamptz, false) AS is_early"
+            " FROM unnest(%(versions)s::int[], %(followed)s::boolean[])"
+            "   WITH ORDINALITY AS v (id, followed, place) CROSS JOIN incoming i"
+            " LEFT JOIN embedline.ledger l ON l.model_version = v.id AND l.key = i.key"
+            " WHERE v.followed AND (l.key IS NULL OR %(reembed)s"
+            "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place]"
+            "  OR (l.pending AND l.backfill IS NOT NULL AND {claims})"
+            "  OR (l.pending AND l.attempts = 0 AND l.next_attempt_at > now()))"
+        ).format(claims=claims),
         reembed=reembed,
         followed=list(followed),
+        start=records.start,
     )
     target.execute("ANALYZE delta")
     ((new, changed),) = target.rows(
@@ -156,22 +210,31 @@ def _compare(
 
 
 def _find_vanished(
-    target: Target, use_case: UseCase, window: Window | None, allow_deletes: bool
+    target: Target, use_case: UseCase, staged: Staged, allow_deletes: bool
 ) -> int:
     """Records the source no longer has, in `vanished`. Returns how many deletions the
     guard withholds; then `vanished` is empty."""
     target.execute('CREATE TEMP TABLE vanished (key text COLLATE "C") ON COMMIT DROP')
-    if window is not None:
+    if staged.keys == "none":
         return 0
+    suspect: sql.Composable = sql.SQL("k.key IN (SELECT t.key FROM touched t)")
+    if staged.keys == "all":
+        suspect = sql.SQL("true")
+        if staged.doubt is not None:
+            suspect = staged.doubt.falls_on(sql.Identifier("k", "key"))
     found = target.execute(
-        "INSERT INTO vanished SELECT key FROM ("
-        "  SELECT key FROM embedline.ledger WHERE model_version = ANY (%(versions)s)"
-        "  UNION SELECT key FROM embedline.record WHERE use_case = %(use_case)s) AS k"
-        " WHERE NOT EXISTS (SELECT FROM seen s WHERE s.key = k.key)"
+        sql.SQL(
+            "INSERT INTO vanished SELECT key FROM ("
+            " SELECT key FROM embedline.ledger k"
+            "  WHERE model_version = ANY (%(versions)s) AND {suspect} AND {unseen}"
+            " UNION SELECT key FROM embedline.record k"
+            "  WHERE use_case = %(use_case)s AND {suspect} AND {unseen}) AS gone"
+        ).format(
+            suspect=suspect,
+            unseen=sql.SQL("NOT EXISTS (SELECT FROM seen s WHERE s.key = k.key)"),
+        )
     )
-    known = target.value(
-        "SELECT count(*) FROM embedline.record WHERE use_case = %(use_case)s"
-    )
+    known = _known(target) if found else 0
     withheld = 0
     if not allow_deletes and use_case.source.delete_guard.forbids(found, known):
         log.warning("deletes withheld use_case=%s rows=%d", use_case.name, found)
@@ -179,6 +242,25 @@ def _find_vanished(
         withheld = found
     target.execute("ANALYZE vanished")
     return withheld
+
+
+def _known(target: Target) -> int:
+    return int(
+        target.value(
+            "SELECT count(*) FROM embedline.record WHERE use_case = %(use_case)s"
+        )
+    )
+
+
+def _were_withheld(target: Target) -> bool:
+    """Then all keys are needed: the strategy may have told of these once, and will not
+    again."""
+    return bool(
+        target.value(
+            "SELECT deletes_withheld > 0 FROM embedline.use_case"
+            " WHERE id = %(use_case)s"
+        )
+    )
 
 
 def _remember_withheld(target: Target, records: int, labels: int) -> None:
@@ -196,7 +278,8 @@ def _lock(target: Target) -> None:
     target.execute(
         "SELECT count(*) FROM (SELECT FROM embedline.ledger l JOIN ("
         "   SELECT model_version, key FROM delta WHERE NOT is_new"
-        "   UNION SELECT v.id, key FROM vanished"
+        "   UNION SELECT v.id, key"
+        "     FROM (SELECT key FROM vanished UNION SELECT key FROM unreadable) AS bad"
         "     CROSS JOIN unnest(%(versions)s::int[]) AS v (id)"
         "   UNION SELECT v.id, key FROM (SELECT key FROM label_delta"
         "     UNION SELECT key FROM withdrawn_label) AS relabelled"
@@ -206,10 +289,13 @@ def _lock(target: Target) -> None:
     )
 
 
-def _enqueue(target: Target, priority: int, reembed: bool) -> None:
+def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
+    """What waits for the schedule already stays the schedule's."""
     target.execute(
-        "INSERT INTO embedline.ledger AS l (model_version, key, want_hash, priority)"
-        " SELECT model_version, key, hash, %(priority)s FROM delta"
+        "INSERT INTO embedline.ledger AS l"
+        " (model_version, key, want_hash, priority, backfill)"
+        " SELECT model_version, key, hash, %(priority)s,"
+        "  CASE WHEN hash IS NOT NULL THEN %(backfill)s::bigint END FROM delta"
         " WHERE is_new OR is_changed ORDER BY model_version, key"
         " ON CONFLICT (model_version, key) DO UPDATE SET"
         "  want_hash = EXCLUDED.want_hash,"
@@ -217,10 +303,13 @@ def _enqueue(target: Target, priority: int, reembed: bool) -> None:
         "    THEN NULL ELSE l.have_hash END,"
         "  priority = CASE WHEN l.pending THEN least(l.priority, EXCLUDED.priority)"
         "    ELSE EXCLUDED.priority END,"
+        "  backfill = CASE WHEN NOT l.pending OR l.backfill IS NOT NULL"
+        "    THEN EXCLUDED.backfill END,"
         "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END,"
         "  attempts = 0, next_attempt_at = now(), deferred = false, dead_at = NULL,"
         "  error = NULL, lease_token = NULL, lease_holder = NULL, lease_until = NULL",
-        priority=priority,
+        priority=SCHEDULED if backfill is None else BACKFILL,
+        backfill=None if backfill is None else backfill.run,
         reembed=reembed,
     )
     # Put off because the source had moved on: it has been looked at again. Those that
@@ -232,112 +321,63 @@ def _enqueue(target: Target, priority: int, reembed: bool) -> None:
     )
 
 
+def _take_over(target: Target, backfill: Backfill | None) -> None:
+    """The schedule takes what it would have found by itself, and leaves to a backfill
+    what has a vector of its current input, and what lies before the use case's `start`
+    and was never stored."""
+    for version in target.versions:
+        wanted: sql.Composable = sql.SQL("true")
+        if backfill is None:
+            stored = sql.SQL("EXISTS (SELECT FROM {} v WHERE v.key = l.key{})")
+            wanted = sql.SQL(
+                "NOT {current} AND (NOT d.is_early OR l.have_hash IS NOT NULL OR {any})"
+            ).format(
+                current=stored.format(
+                    version.table, sql.SQL(" AND v.input_hash = l.want_hash")
+                ),
+                any=stored.format(version.table, sql.SQL("")),
+            )
+        target.execute(
+            sql.SQL(
+                "UPDATE embedline.ledger l SET backfill = %(backfill)s::bigint,"
+                "  priority = least(l.priority, %(priority)s)"
+                " FROM delta d WHERE d.is_claimed AND d.model_version = %(version)s"
+                " AND l.model_version = d.model_version AND l.key = d.key"
+                " AND l.pending AND l.backfill IS NOT NULL AND {}"
+            ).format(wanted),
+            version=version.id,
+            priority=SCHEDULED if backfill is None else BACKFILL,
+            backfill=None if backfill is None else backfill.run,
+        )
+
+
+def _set_aside(target: Target) -> int:
+    """Rows that cannot be read are dead until they change: as with any other dead
+    record, a vector of what they were before leaves the store. Returns how many."""
+    target.execute(
+        "INSERT INTO embedline.ledger AS l"
+        " (model_version, key, want_hash, dead_at, error)"
+        " SELECT v.id, key, ''::bytea, now(), error FROM unreadable"
+        " CROSS JOIN unnest(%(versions)s::int[]) AS v (id) ORDER BY v.id, key"
+        " ON CONFLICT (model_version, key) DO UPDATE SET"
+        "  want_hash = EXCLUDED.want_hash, dead_at = EXCLUDED.dead_at,"
+        "  error = EXCLUDED.error, attempts = 0,"
+        "  deferred = false, backfill = NULL, lease_token = NULL, lease_holder = NULL,"
+        "  lease_until = NULL"
+        " WHERE l.want_hash IS DISTINCT FROM EXCLUDED.want_hash OR l.dead_at IS NULL"
+    )
+    keys = [key for (key,) in target.rows("SELECT key FROM unreadable")]
+    for version in target.versions if keys else ():
+        ledger.drop_outdated(target.store, version, keys)
+    return len(keys)
+
+
 def _enqueue_all_again(target: Target) -> None:
     target.execute(
         "UPDATE embedline.ledger SET have_hash = NULL, priority = %(priority)s,"
-        "  queued_at = now(), attempts = 0, next_attempt_at = now(), dead_at = NULL,"
-        "  error = NULL"
+        "  backfill = NULL, queued_at = now(), attempts = 0, next_attempt_at = now(),"
+        "  dead_at = NULL, error = NULL"
         " WHERE model_version = ANY (%(versions)s) AND want_hash IS NOT NULL"
         " AND (NOT pending OR dead_at IS NOT NULL)",
         priority=BACKFILL,
-    )
-
-
-def _drop_emptied(target: Target) -> None:
-    """Inputs that have become null have nothing to show for."""
-    for version in target.versions:
-        target.execute(
-            sql.SQL(
-                "DELETE FROM {} v USING delta d WHERE v.key = d.key"
-                " AND d.model_version = %(version)s AND d.hash IS NULL"
-            ).format(version.table),
-            version=version.id,
-        )
-    target.execute(
-        "DELETE FROM embedline.prediction p USING delta d"
-        " WHERE p.use_case = %(use_case)s AND p.key = d.key"
-        " AND p.model_version = d.model_version AND d.hash IS NULL"
-    )
-    target.execute(
-        "DELETE FROM embedline.input i USING delta d"
-        " WHERE i.model_version = d.model_version AND i.key = d.key AND d.hash IS NULL"
-    )
-
-
-def _write_records(target: Target) -> None:
-    target.execute(
-        "CREATE TEMP TABLE record_delta ON COMMIT DROP AS"
-        " SELECT i.* FROM incoming i LEFT JOIN embedline.record r"
-        "   ON r.use_case = %(use_case)s AND r.key = i.key"
-        " WHERE r.key IS NULL OR (r.event_time, r.environment, r.link, r.tags)"
-        "   IS DISTINCT FROM (i.event_time, i.environment, i.link, i.tags)"
-    )
-    target.execute(
-        "INSERT INTO embedline.record"
-        " (use_case, key, event_time, environment, link, tags)"
-        " SELECT %(use_case)s, key, event_time, environment, link, tags"
-        " FROM record_delta ORDER BY key"
-        " ON CONFLICT (use_case, key) DO UPDATE SET event_time = EXCLUDED.event_time,"
-        "  environment = EXCLUDED.environment, link = EXCLUDED.link,"
-        "  tags = EXCLUDED.tags"
-    )
-
-
-def _refresh_data(target: Target) -> None:
-    """The use case now keeps another part of the input than it did."""
-    # Only where the vector is of the input that is read now.
-    target.execute(
-        "CREATE TEMP TABLE kept ON COMMIT DROP AS"
-        " SELECT v.id AS model_version, i.key, i.data[v.place] AS data, o.unknown_words"
-        " FROM unnest(%(versions)s::int[]) WITH ORDINALITY AS v (id, place)"
-        " CROSS JOIN incoming i JOIN embedline.ledger l"
-        "   ON l.model_version = v.id AND l.key = i.key"
-        "  AND l.have_hash = i.hashes[v.place]"
-        " LEFT JOIN embedline.input o ON o.model_version = v.id AND o.key = i.key",
-    )
-    for version in target.versions:
-        target.execute(
-            "CREATE TEMP TABLE kept_of_version ON COMMIT DROP AS"
-            " SELECT key, data, unknown_words FROM kept WHERE model_version = %(id)s",
-            id=version.id,
-        )
-        write_data(
-            target.store,
-            version.id,
-            "SELECT key, data, unknown_words FROM kept_of_version",
-        )
-        target.execute("DROP TABLE kept_of_version")
-
-
-def _delete_vanished(target: Target, use_case: UseCase) -> int:
-    """The ledger first: it stops workers that hold these records. Then, in statements
-    that begin later and so see what those workers had just written, everything else,
-    in the tables of retired versions too."""
-    target.execute(
-        "DELETE FROM embedline.ledger l USING vanished d"
-        " WHERE l.model_version = ANY (%(versions)s) AND l.key = d.key"
-    )
-    for table in versions.all_tables(target.store, target.use_case):
-        target.execute(
-            sql.SQL("DELETE FROM {} v USING vanished d WHERE v.key = d.key").format(
-                table
-            )
-        )
-    target.execute(
-        "DELETE FROM embedline.input i USING vanished d, embedline.model_version m"
-        " WHERE m.use_case = %(use_case)s AND i.model_version = m.id"
-        " AND i.key = d.key"
-    )
-    target.execute(
-        "DELETE FROM embedline.prediction p USING vanished d"
-        " WHERE p.use_case = %(use_case)s AND p.key = d.key"
-    )
-    if isinstance(use_case.label, Column):
-        target.execute(
-            "DELETE FROM embedline.label l USING vanished d"
-            " WHERE l.use_case = %(use_case)s AND l.key = d.key"
-        )
-    return target.execute(
-        "DELETE FROM embedline.record r USING vanished d"
-        " WHERE r.use_case = %(use_case)s AND r.key = d.key"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from threading import Event
 from typing import Any
@@ -87,6 +87,33 @@ def training(progress: Progress, name: str, stopped: Event) -> Callable[[Epoch],
             err.print(f"{title}: {done}, {losses}", highlight=False)
 
     return show
+
+
+def expectation(counts: Mapping[str, Any]) -> str:
+    """How long a dry run's records would take."""
+    workers = counts["workers"]
+    if "expected_seconds" not in counts:
+        return f"no rate measured yet, so no saying how long; {_some(workers)}"
+    rate, seconds = counts["records_per_second"], counts["expected_seconds"]
+    told = (
+        f"{about(seconds)} at the measured {rate:.{0 if rate >= 10 else 2}f} "
+        "records/s per worker, "
+        f"{_some(workers)}"
+    )
+    if workers > 1:
+        told += f"; {about(seconds * workers)} with one, as here"
+    return told
+
+
+def _some(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
+
+
+def about(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {max(1, round(seconds))} s"
 
 
 def print_json(value: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedding_tasks import settings
+from embedding_tasks import forgetting, settings
 from embedding_tasks.connections import Connection, blame, for_source
 from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import ModelError
@@ -94,7 +94,7 @@ def _train(
         progress(Epoch(name, len(trace.losses), encoder.epochs, losses))
 
     try:
-        rows = _rows(request, feature)
+        rows = _rows(request, feature, forgetting.hashes(store, use_case_id))
         made, checkpoint = model.make(feature, rows, folder, tell)
     except ModelError as error:
         where = "" if len(use_case.all_features) == 1 else f" {name}"
@@ -108,12 +108,12 @@ def _train(
     return made.rows
 
 
-def _rows(request: Request, feature: Feature) -> Rows:
+def _rows(request: Request, feature: Feature, forgotten: set[bytes]) -> Rows:
     from embedding_tasks.encoders.trained import model
 
     use_case, form = request.use_case, Form.of(feature.model_dump())
     with snapshot.take(for_source(use_case.source, request.resolve)) as source:
-        types, taken = sample.take(source, use_case, feature)
+        types, taken = sample.take(source, use_case, feature, forgotten)
         inputs = map(form.input, taken)
         if types == ["bytea"]:  # opened one by one, since they are large
             return _told(use_case, model.of_images(feature, inputs))

@@ -22,7 +22,7 @@ from embedding_tasks import search, status
 from embedding_tasks.encoders import Encoder
 from embedding_tasks.errors import EmbedlineError, TransientError
 from embedding_tasks.store.connection import open_store
-from embedding_tasks.store.versions import ModelVersion, active
+from embedding_tasks.store.versions import ModelVersion
 
 PREFIX = "/embedline"
 MODELS_KEPT = 2
@@ -61,8 +61,9 @@ def page(
             if use_case and q.strip() and by == "key":
                 facts["found"] = search.by_key(store, use_case, q.strip(), k)
             elif use_case and q.strip():
-                encoder = _encoder(active(store, use_case))
-                facts["found"] = search.by_text(store, use_case, q, k, encoder=encoder)
+                facts["found"] = search.by_text(
+                    store, use_case, q, k, encoder_for=_encoder
+                )
     except EmbedlineError as error:
         facts["error"] = str(error)
         code = 503 if isinstance(error, TransientError) else 400

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ("tests.fix_postgres", "tests.fix_models", "tests.fix_project")
+pytest_plugins = (
+    "tests.fix_cli",
+    "tests.fix_postgres",
+    "tests.fix_models",
+    "tests.fix_project",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -55,10 +55,10 @@ class Project:
 
     def request(self, *, window: Window | None = None, **options: Any) -> Request:
         options.setdefault("external_id", f"run_{next(_runs)}")
+        options.setdefault("backfill", window)
         return Request(
             use_case=use_case.find(self.raw["name"]),
             kind="cli",
-            window=window,
             **options,
         )
 

@@ -15,33 +15,17 @@ from typing import Any
 
 import pytest
 
-from embedding_tasks import cli, status
+from embedding_tasks import status
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
+from embedding_tasks.errors import ConfigError
+from embedding_tasks.use_case import Everything
+from tests.fix_cli import Command
 from tests.fix_models import ENCODE
 from tests.fix_project import Project
 
 Write = Callable[..., None]
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def embedline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """Types a command in this process; returns what it printed."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["embedline", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = "".join(capsys.readouterr())
-        assert (ended.value.code or 0) == code, printed
-        return printed
-
-    return run
 
 
 def in_a_process(*arguments: str) -> str:
@@ -78,6 +62,16 @@ def test_check_run_status_search_explain(
     assert "stored, and its vector is of its current input" in embedline(
         "explain", "messages", "7"
     )
+
+
+def test_an_audit_reads_every_row_and_goes_with_no_backfill(
+    embedline: Command, project: Project, write_messages: Write
+) -> None:
+    write_messages(range(5))
+    embedline("run", "messages")
+    assert "done: 5 read, 5 wanted" in embedline("run", "messages", "--audit")
+    with pytest.raises(ConfigError, match="leave out since, until, keys"):
+        project.request(audit=True, backfill=Everything())
 
 
 @pytest.mark.parametrize(
@@ -136,8 +130,8 @@ def test_explain_knows_what_was_never_embedded(
         (["run", "mesages"], "no use case 'mesages': did you mean 'messages'?"),
         (["status", "--jsn"], "No such option"),
         (
-            ["run", "messages", "--since", "soon"],
-            "since: is no date or time; valid: e.g.",
+            ["run", "messages", "--since", "2026-01-01"],
+            "No such option",
         ),
         (["search", "nothing", "x"], "the store has no use case"),
         (["promote", "messages"], "the store has no use case"),

@@ -113,6 +113,11 @@ def test_a_store_of_the_first_release_goes_on(first_release: Connection) -> None
         "  'cosine', 'vector_old_v1', 'active' FROM embedline.use_case"
     )
     store.execute("CREATE TABLE embedline.vector_old_v1 (key text)")
+    store.execute(
+        "INSERT INTO embedline.source_cursor (use_case, relation, definition, server,"
+        "  horizon, full_at)"
+        " SELECT id, 'records', '{}', 's', '7', '2026-01-01' FROM embedline.use_case"
+    )
     assert "migrations/0002_recipes.sql" in migrate.apply(store)
     row = store.execute(
         "SELECT spec, feature, unit FROM embedline.model_version"
@@ -120,6 +125,11 @@ def test_a_store_of_the_first_release_goes_on(first_release: Connection) -> None
     spec = {"encoder": {"model": "m", "type": "text"}, "template": None}
     assert row == (spec, "embedding", "record")
     store.execute("SELECT box FROM embedline.vector_old_v1")
+    cursor = store.execute(
+        "SELECT horizon::text, audited_at = '2026-01-01', bound, audit_horizon"
+        " FROM embedline.source_cursor"
+    ).fetchone()
+    assert cursor == ("7", True, None, None)
 
 
 def test_what_depends_on_a_function_that_is_made_anew_is_named(

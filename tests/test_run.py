@@ -85,7 +85,7 @@ KILLED_RUN = [sys.executable, "-W", "ignore", "-m", "tests.killed_run"]
 DEATHS = [
     # sync: before anything is applied, half applied, all but committed
     ("embedding_tasks.source.snapshot.position", 1, "after"),
-    ("embedding_tasks.staging._save_cursor", 1, "after"),
+    ("embedding_tasks.cursor.save", 1, "after"),
     ("embedding_tasks.sync._enqueue", 1, "after"),
     ("embedding_tasks.run._count", 1, "after"),
     # plan

@@ -521,7 +521,7 @@ def test_a_window_enqueues_at_low_priority_and_never_moves_the_cursor(
 ) -> None:
     write_messages(range(10))
     project.run()
-    cursor = "SELECT horizon::text, synced_at, full_at FROM embedline.source_cursor"
+    cursor = "SELECT horizon::text, synced_at, audited_at FROM embedline.source_cursor"
     before = store.execute(cursor).fetchall()
     db.execute("UPDATE messages SET body = 'x' WHERE id IN (2, 8)")
     db.execute("DELETE FROM messages WHERE id = 3")

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from embedding_tasks import pipeline, run, staging
+from embedding_tasks import cursor, pipeline, run, staging
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, DatabaseAway, ModelError
 from embedding_tasks.local import postgres
@@ -104,7 +104,7 @@ def test_a_source_that_is_away_is_transient_and_charges_no_record(
 MOMENTS = [
     ("sync", connection, "connect"),
     ("sync", staging, "_copy"),
-    ("sync", staging, "_save_cursor"),
+    ("sync", cursor, "save"),
     ("embed", pipeline, "isolate"),
 ]
 

@@ -1,6 +1,24 @@
 """The `embedline` command: the same functions as the DAGs, without Airflow."""
 
-from embedding_tasks.cli import asking, running, setting_up
+from embedding_tasks.cli import (
+    asking,
+    backfill,
+    forget,
+    outbox,
+    running,
+    setting_up,
+    versioning,
+)
 from embedding_tasks.cli.app import app, main
 
-__all__ = ["app", "asking", "main", "running", "setting_up"]
+__all__ = [
+    "app",
+    "asking",
+    "backfill",
+    "forget",
+    "main",
+    "outbox",
+    "running",
+    "setting_up",
+    "versioning",
+]

@@ -45,7 +45,9 @@ def _print_status(row: dict[str, Any]) -> None:
     head = f"{name}, model version {row['model_version']} ({row['state']})"
     terminal.say(f"[bold]{head}[/bold]: {row['coverage']:.2%} covered")
     counts = ("wanted", "stored", "pending", "leased", "retrying", "dead", "skipped")
-    terminal.say("  " + ", ".join(f"{row[c]} {c}" for c in counts))
+    numbers = [f"{row[c]} {c}" for c in counts]
+    numbers += [f"{row['paused']} paused"] if row["paused"] else []
+    terminal.say("  " + ", ".join(numbers))
     if row["oldest_pending_age"]:
         terminal.say(f"  oldest pending since {row['oldest_pending_age']}")
     for dead in row["dead_errors"]:
@@ -54,11 +56,31 @@ def _print_status(row: dict[str, Any]) -> None:
     for what in ("deletes", "labels"):
         if withheld := row[f"{what}_withheld"]:
             terminal.say(f"  [red]{withheld} {what} withheld by the delete guard[/red]")
+    if row["held_back"]:
+        terminal.say(f"  {escape(_held_back(row['held_back']))}")
     last = f"last run {row['last_run_kind'] or ''} {row['last_run_state'] or 'never'}"
     success = terminal.plain(row["last_success"]) or "never"
     terminal.say(f"  {last}; last success {success}")
     if row["last_run_error"]:
         terminal.say(f"  [red]{escape(row['last_run_error'])}[/red]")
+
+
+def _held_back(held: dict[str, Any]) -> str:
+    """What the last sync saw in the source."""
+    who = "a transaction that had ended when it was looked for"
+    if gid := held.get("prepared"):
+        who = f"the prepared transaction {gid!r}"
+    elif pid := held.get("pid"):
+        who = f"process {pid}"
+    facts = [
+        f"{name} {held[name]}"
+        for name in ("user", "application", "database", "state", "since")
+        if name in held
+    ]
+    return (
+        f"held back by {', '.join([who, *facts])}: the next sync reads again what was "
+        f"written since ({held['transactions']} transaction ids)"
+    )
 
 
 @app.command()

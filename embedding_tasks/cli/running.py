@@ -1,29 +1,30 @@
-"""Do: run, train, retry, promote."""
+"""Do: run, work, train, retry, promote."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedding_tasks import terminal, use_case
 from embedding_tasks.cli.app import Name, app, err
 from embedding_tasks.local.signals import interruptible
-from embedding_tasks.use_case import Window
+
+if TYPE_CHECKING:
+    from embedding_tasks.run import Request
 
 
 @app.command()
 def run(
     name: Name,
-    since: Annotated[
-        str | None, typer.Option(help="event time from, e.g. 2026-03-01T00:00Z")
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="event time before")] = None,
     reembed: Annotated[
-        bool, typer.Option(help="make these vectors anew, changed or not")
+        bool, typer.Option(help="make all vectors anew, changed or not")
+    ] = False,
+    audit: Annotated[
+        bool, typer.Option(help="read every row of the source again")
     ] = False,
     allow_deletes: Annotated[
         bool, typer.Option(help="let the delete guard pass, this once")
@@ -34,17 +35,28 @@ def run(
 ) -> None:
     """Bring a use case's vectors in step with its source."""
     from embedding_tasks.run import Request
-    from embedding_tasks.run import run as run_all
 
     request = Request(
         use_case=use_case.find(name),
-        external_id=f"cli__{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}__{os.getpid()}",
+        external_id=external_id(),
         kind="cli",
-        window=Window.parse(since, until),
         reembed=reembed,
+        audit=audit,
         allow_deletes=allow_deletes,
         dry_run=dry_run,
     )
+    carry_out(request, lambda: "stopped; what was finished is stored, the rest waits")
+
+
+def external_id() -> str:
+    return f"cli__{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}__{os.getpid()}"
+
+
+def carry_out(request: Request, stopped_says: Callable[[], str]) -> dict[str, Any]:
+    """All stages, with their progress; says what was done, or would be."""
+    from embedding_tasks.run import run as run_all
+
+    name = request.use_case.name
     with (
         interruptible() as stopped,
         terminal.bar() as bar,
@@ -56,14 +68,35 @@ def run(
                 terminal.training(bar, name, stopped),
             )
         except KeyboardInterrupt:
-            err.print("stopped; what was finished is stored, the rest waits")
+            err.print(stopped_says(), soft_wrap=True, highlight=False)
             raise typer.Exit(130) from None
-    head = "would do" if dry_run else "done"
-    version = counts.pop("builds_version", 0)
+    _tell("would do" if request.dry_run else "done", counts)
+    if request.dry_run and counts.get("to_embed"):
+        terminal.say(terminal.expectation(counts))
+    return counts
+
+
+def _tell(head: str, counts: Mapping[str, Any]) -> None:
     facts = [f"{v} {k.replace('_', ' ')}" for k, v in _told(counts).items()]
-    if version:
+    if version := counts.get("builds_version"):
         facts.append(f"as model version {version}, beside the serving one")
     terminal.say(f"{head}: {', '.join(facts) or 'nothing to do'}")
+
+
+@app.command()
+def work(name: Name) -> None:
+    """Help to embed what waits, as one more worker, until nothing is left."""
+    from embedding_tasks.run import Request
+    from embedding_tasks.run import work as drain
+
+    request = Request(use_case.find(name), external_id=external_id(), kind="work")
+    with interruptible() as stopped, terminal.bar() as bar:
+        try:
+            counts = drain(request, terminal.embedding(bar, name, stopped))
+        except KeyboardInterrupt:
+            err.print("stopped; what was finished is stored, the rest waits")
+            raise typer.Exit(130) from None
+    _tell("done", counts)
 
 
 @app.command()
@@ -111,7 +144,10 @@ def _rounded(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
-    untold = ("seconds", "vectors", "pending")
+    untold = (
+        *("seconds", "vectors", "pending", "builds_version"),
+        *("workers", "records_per_second", "expected_seconds"),
+    )
     return {k: v for k, v in counts.items() if v and k not in untold}
 
 
@@ -119,17 +155,23 @@ def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
 def retry(
     name: Name,
     dead: Annotated[bool, typer.Option("--dead", help="records set aside")] = False,
+    key: Annotated[
+        list[str] | None, typer.Option(help="only the record of this key; repeatable")
+    ] = None,
 ) -> None:
     """Give records that were set aside another chance at the next run."""
     from embedding_tasks import ledger
+    from embedding_tasks.source.keys import canonical_key
     from embedding_tasks.store import versions
     from embedding_tasks.store.connection import open_store
 
     if not dead:
         raise typer.BadParameter("say which: --dead")
+    columns = use_case.find(name).source.key if key else ()
+    keys = [canonical_key(k, columns) for k in key] if key else None
     with open_store() as store:
         live = versions.live(store, versions.use_case_id(store, name))
-        revived = sum(ledger.retry_dead(store, version) for version in live)
+        revived = sum(ledger.retry_dead(store, version, keys) for version in live)
     terminal.say(f"{revived} records will be tried again")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from embedding_tasks.connections import Resolve
 from embedding_tasks.encoders import shape
-from embedding_tasks.errors import ModelError
+from embedding_tasks.errors import ModelError, TransientError
 from embedding_tasks.store.versions import Recipe
 from embedding_tasks.use_case import Feature, UseCase
 from embedding_tasks.use_case.feature import Trained
@@ -54,6 +54,25 @@ def all_of(
         name: _of(use_case, feature, resolve, trained.get(name))
         for name, feature in features.items()
     }
+
+
+def found(
+    use_case: UseCase,
+    resolve: Resolve | None = None,
+    *,
+    trained: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Recipe], dict[str, ModelError | TransientError]]:
+    """As `all_of`, but a feature whose model cannot be had keeps no other from its
+    recipe: by feature, the recipes, and why there is none."""
+    recipes: dict[str, Recipe] = {}
+    missing: dict[str, ModelError | TransientError] = {}
+    for name in use_case.all_features:
+        others = [other for other in use_case.all_features if other != name]
+        try:
+            recipes |= all_of(use_case, resolve, trained=trained, without=others)
+        except (ModelError, TransientError) as error:
+            missing[name] = error
+    return recipes, missing
 
 
 def untrained(use_case: UseCase, trained: Mapping[str, str]) -> list[str]:

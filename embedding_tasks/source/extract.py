@@ -2,13 +2,6 @@
 
 Keys travel as text and inputs as SHA-256, both made by the source itself, so that one
 expression decides what "changed" means wherever a row is read.
-
-Strategy `snapshot` asks for row versions whose xmin is not older than the previous
-look's `pg_snapshot_xmin` (the horizon). A row version visible now and not then was
-written by a transaction unfinished then, whose id is at or after that horizon;
-subtransactions have later ids than their parents. So it can only over-read, and the
-hash takes the excess away. `pg_visible_in_snapshot(xmin)` would be wrong: the list it
-consults omits subtransactions and is empty on a standby.
 """
 
 from __future__ import annotations
@@ -17,13 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import SearchError, SourceError
+from embedding_tasks.errors import SourceError
 from embedding_tasks.inputs import Form
 from embedding_tasks.source import expressions
 from embedding_tasks.source.expressions import is_words
@@ -41,19 +34,22 @@ from embedding_tasks.use_case import (
     UseCase,
 )
 
+_ANY = sql.SQL("true")
+
 
 @dataclass(frozen=True)
 class Extract:
-    """What is taken from one relation: a key and fields for each row. `inputs` are
-    the columns an encoder sees; `followed` says, for each live model version, whether
-    the relation still has the columns its vectors are made of."""
+    """What is taken from one relation: a key and fields for each row. `filter` is the
+    text that `where` was made of. `inputs` are the columns an encoder sees; `followed`
+    says, for each live model version, whether the relation still has the columns its
+    vectors are made of."""
 
     relation: Relation
-    strategy: Literal["snapshot", "scan"]
     key_columns: tuple[str, ...]
     key: sql.Composable
     fields: Mapping[str, sql.Composable]
     where: sql.Composable
+    filter: str | None = None
     event_time: sql.Composable | None = None
     start: datetime | None = None
     inputs: tuple[sql.Composable, ...] = ()
@@ -65,17 +61,20 @@ class Extract:
         return any(u <= set(self.key_columns) for u in self.relation.unique_keys)
 
     def everything(self) -> sql.Composable:
-        return self._select(sql.SQL("true"))
+        return self.rows(_ANY)
 
     def changed_since(self, horizon: int) -> sql.Composable:
-        return self._select(
+        return self.rows(
             sql.SQL(
                 "((xmin::text::bigint - {low} + 4294967296) % 4294967296) < 2147483648"
             ).format(low=sql.Literal(horizon % 2**32))
         )
 
     def of_keys(self, keys: Sequence[str]) -> sql.Composable:
-        return self._select(self.has_key(keys))
+        return self.rows(self.has_key(keys))
+
+    def but_for(self, keys: Sequence[str]) -> sql.Composable:
+        return self.rows(sql.SQL("NOT ({})").format(self.has_key(keys)))
 
     def of_window(
         self, since: datetime | None, until: datetime | None
@@ -88,56 +87,45 @@ class Extract:
             for sign, bound in ((">=", since), ("<", until))
             if bound is not None
         ]
-        return self._select(sql.SQL(" AND ").join(bounds))
+        return self.rows(sql.SQL(" AND ").join(bounds))
 
-    def keys(self) -> sql.Composable:
-        """Every key, and whether its record lies before the use case's `start`."""
+    def keys(self, condition: sql.Composable = _ANY) -> sql.Composable:
+        """Keys, and whether each one's record lies before the use case's `start`."""
         early: sql.Composable = sql.SQL("false")
         if self.start is not None and self.event_time is not None:
             early = sql.SQL("coalesce({} < {}::timestamptz, false)").format(
                 self.event_time, sql.Literal(self.start.isoformat())
             )
-        return sql.SQL("SELECT {}, {} FROM {} WHERE {}").format(
-            self.key, early, self.relation.from_, self.where
+        return sql.SQL("SELECT {}, {} FROM {} WHERE {} AND {}").format(
+            self.key, early, self.relation.from_, condition, self.where
         )
-
-    def canonical(self, key: str) -> str:
-        """A key as a person may write it, as the store has it. Raises `SearchError`
-        where it cannot be one of several columns."""
-        if len(self.key_columns) == 1:
-            return key
-        try:
-            parts = json.loads(key)
-        except ValueError:
-            parts = None
-        if not isinstance(parts, list) or len(parts) != len(self.key_columns):
-            columns = ", ".join(f'"{column}"' for column in self.key_columns)
-            raise SearchError(
-                f"the key has {len(self.key_columns)} columns: write it as a JSON list "
-                f"of texts, '[{columns}]', with their values; got {key!r}"
-            )
-        return json.dumps([str(part) for part in parts], ensure_ascii=False)
 
     def has_key(self, keys: Sequence[str]) -> sql.Composable:
-        types = [self.relation.columns[c] for c in self.key_columns]
-        if len(self.key_columns) == 1:
-            return sql.SQL("{} = ANY ({}::text[]::{}[])").format(
-                sql.Identifier(self.key_columns[0]),
-                sql.Literal(list(keys)),
-                expressions.trusted(types[0]),
+        columns = self.key_arrays(keys)
+        if len(columns) == 1:
+            return sql.SQL("{} = ANY ({})").format(
+                sql.Identifier(self.key_columns[0]), columns[0]
             )
-        parts = zip(*(json.loads(key) for key in keys), strict=True)
         return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
             sql.SQL(", ").join(map(sql.Identifier, self.key_columns)),
-            sql.SQL(", ").join(
-                sql.SQL("{}::text[]::{}[]").format(
-                    sql.Literal(list(column)), expressions.trusted(type_)
-                )
-                for column, type_ in zip(parts, types, strict=True)
-            ),
+            sql.SQL(", ").join(columns),
         )
 
-    def _select(self, condition: sql.Composable) -> sql.Composable:
+    def key_arrays(self, keys: Sequence[str]) -> list[sql.Composable]:
+        """One array of its type for each key column."""
+        parts: Sequence[Sequence[str]] = [keys]
+        if len(self.key_columns) > 1:
+            parts = list(zip(*(json.loads(key) for key in keys), strict=True))
+        return [
+            sql.SQL("{}::text[]::{}[]").format(
+                sql.Literal(list(column)),
+                expressions.trusted(self.relation.columns[name]),
+            )
+            for column, name in zip(parts, self.key_columns, strict=True)
+        ]
+
+    def rows(self, condition: sql.Composable) -> sql.Composable:
+        """Key and fields of the rows that meet it."""
         return sql.SQL("SELECT {} FROM {} WHERE {} AND {}").format(
             sql.SQL(", ").join([self.key, *self.fields.values()]),
             self.relation.from_,
@@ -188,11 +176,11 @@ def records(
         event_time = relation.typed(source.event_time, "source.event_time", TIMES)
     return Extract(
         relation=relation,
-        strategy=_strategy(relation, source.strategy),
         key_columns=source.key,
         key=expressions.key(relation, source.key, "source.key"),
         fields=fields,
         where=_where(source.where),
+        filter=source.where,
         event_time=event_time,
         start=source.start,
         followed=followed,
@@ -206,14 +194,17 @@ def inputs(
     """What a worker takes of a record: the columns that its model version's vectors
     are made of, which need not be those the use case names by now."""
     relation = _relation(connection, use_case)
+    values = tuple(expressions.value(relation, name) for name in columns)
     return Extract(
         relation=relation,
-        strategy="scan",
         key_columns=use_case.source.key,
         key=expressions.key(relation, use_case.source.key, "source.key"),
-        fields={"hash": expressions.digest(expressions.texts(relation, columns))},
+        fields={
+            "hash": expressions.digest(expressions.texts(relation, columns)),
+            **{f"input {place}": value for place, value in enumerate(values)},
+        },
         where=_where(use_case.source.where),
-        inputs=tuple(expressions.value(relation, name) for name in columns),
+        inputs=values,
     )
 
 
@@ -226,7 +217,6 @@ def labels(connection: Connection, use_case: UseCase, label: LabelTable) -> Extr
         fields["labeled_at"] = expressions.moment(relation, label.time, "label.time")
     return Extract(
         relation=relation,
-        strategy=_strategy(relation, "auto"),
         key_columns=label.key,
         key=expressions.key(relation, label.key, "label.key"),
         fields=fields,
@@ -369,12 +359,3 @@ def _try_where(connection: Connection, relation: Relation, where: str) -> None:
         raise SourceError(
             f"source.where: {where!r}: {error.diag.message_primary}"
         ) from error
-
-
-def _strategy(relation: Relation, asked: str) -> Literal["snapshot", "scan"]:
-    if asked == "snapshot" and not relation.has_row_versions:
-        raise SourceError(
-            f"source.strategy: {relation.name} has no row versions to compare, "
-            "so 'snapshot' cannot read it; valid: 'scan', 'auto'"
-        )
-    return "snapshot" if asked != "scan" and relation.has_row_versions else "scan"

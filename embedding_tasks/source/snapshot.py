@@ -14,7 +14,9 @@ from psycopg.rows import dict_row
 from embedding_tasks.connections import Connection, blame, connect
 from embedding_tasks.errors import SourceError
 from embedding_tasks.inputs import Part
+from embedding_tasks.source import apart, horizon
 from embedding_tasks.source.extract import Extract
+from embedding_tasks.source.timestamp import Bound
 
 # Keys and inputs are compared as text, so their text form must not depend on the
 # server's or the role's settings.
@@ -31,10 +33,13 @@ SET LOCAL extra_float_digits = 1;
 class Position:
     """Where a snapshot of the source stands. `server` is the cluster's identifier and
     when it was started: a copy put back from a backup has the same identifier, and
-    its transaction ids may have caught up with the horizon already."""
+    its transaction ids may have caught up with the horizon already. `bound` is known
+    where the strategy is `timestamp`; `held_back`: see `horizon.held_back`."""
 
     server: str
     horizon: int
+    bound: Bound | None = None
+    held_back: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,25 @@ class Input:
 def take(conninfo: str) -> Iterator[Connection]:
     """One consistent look at the source. Raises `DatabaseAway` for its own trouble;
     blame other connections inside."""
+    with opened(conninfo) as connection, look(connection):
+        yield connection
+
+
+@contextmanager
+def opened(conninfo: str) -> Iterator[Connection]:
+    """The source, before it is looked at."""
     connection = connect(conninfo, role="source")
-    with blame(source=connection), connection:
+    with connection, blame(source=connection):
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        with connection.transaction():
-            connection.execute(_SESSION)
-            yield connection
+        yield connection
+
+
+@contextmanager
+def look(connection: Connection) -> Iterator[None]:
+    with connection.transaction():
+        connection.execute(_SESSION)
+        yield
 
 
 @contextmanager
@@ -74,12 +91,13 @@ def refusals(connection: Connection, extract: Extract) -> Iterator[None]:
         raise SourceError(f"{extract.relation.name}: {message}") from error
 
 
-def position(connection: Connection) -> Position:
+def position(connection: Connection, bound: Bound | None = None) -> Position:
     row = connection.execute(
         "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
     ).fetchone()
     assert row is not None
-    return Position(_server(connection), row[0])
+    held_back = horizon.held_back(connection, row[0])
+    return Position(_server(connection), row[0], bound, held_back)
 
 
 def _server(connection: Connection) -> str:
@@ -97,18 +115,20 @@ def _server(connection: Connection) -> str:
 
 def read_inputs(
     connection: Connection, extract: Extract, keys: Sequence[str]
-) -> dict[str, Input]:
-    """The present inputs of these keys. A key that is gone, or that the use case's
-    filter no longer lets through, is missing from the answer."""
-    statement = sql.SQL("SELECT {} FROM {} WHERE {} AND {}").format(
-        sql.SQL(", ").join([extract.key, extract.fields["hash"], *extract.inputs]),
-        extract.relation.from_,
-        extract.has_key(keys),
-        extract.where,
-    )
-    with refusals(connection, extract):
-        rows = connection.execute(statement)
-    return {key: Input(key, digest, tuple(parts)) for key, digest, *parts in rows}
+) -> tuple[dict[str, Input], dict[str, str]]:
+    """The present inputs of these keys, and by key why some cannot be read. A key that
+    is gone, or that the use case's filter no longer lets through, is in neither."""
+    found: dict[str, Input] = {}
+
+    def take(select: sql.Composable) -> None:
+        with connection.transaction(), refusals(connection, extract):
+            rows = connection.execute(sql.SQL("{}").format(select)).fetchall()
+        found.update(
+            (key, Input(key, digest, (*parts,))) for key, digest, *parts in rows
+        )
+
+    unreadable = apart.read(connection, extract, extract.of_keys(keys), take)
+    return found, unreadable
 
 
 def describe_record(

@@ -7,22 +7,31 @@ in one table; another fingerprint is another version, filled beside the serving 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import class_row
-from psycopg.types.json import Jsonb
+from psycopg.rows import class_row, dict_row
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import SearchError, StoreError, valid_choices
+from embedding_tasks.errors import (
+    SearchError,
+    StoreError,
+    TransientError,
+    valid_choices,
+)
 from embedding_tasks.inputs import Form
 
 log = logging.getLogger(__name__)
 
-_COLUMNS = sql.SQL(
+# A view in use is asked for so often, with a pause (seconds) for those behind us.
+VIEW_ATTEMPTS = 30
+VIEW_PAUSE = 1.0
+
+COLUMNS = sql.SQL(
     "id, use_case, feature, unit, version, fingerprint, spec, dims, storage, distance,"
     " classes, table_name, state"
 )
@@ -69,6 +78,10 @@ class ModelVersion:
     def form(self) -> Form:
         """How its inputs are made of the columns of a record."""
         return Form.of(self.spec)
+
+    def has_inputs_of(self, other: ModelVersion) -> bool:
+        """Both are made of the same columns, so that a record has one hash in both."""
+        return bool(self.spec["input"] == other.spec["input"])
 
     def keeps_labelled(self, labelled_unit: str) -> bool:
         """Which of a record's parts have a vector depends on its label, too, where
@@ -125,8 +138,16 @@ def live(store: Connection, use_case: int) -> list[ModelVersion]:
         " WHERE use_case = %s AND state <> 'retired'"
         " ORDER BY state <> 'active', (SELECT array_position(u.features, m.feature)"
         "  FROM embedline.use_case u WHERE u.id = m.use_case), version"
-    ).format(_COLUMNS)
-    return _fetch(store, statement, [use_case])
+    ).format(COLUMNS)
+    return fetch(store, statement, [use_case])
+
+
+def live_by_name(store: Connection, name: str) -> list[ModelVersion]:
+    """None where the store does not know the use case."""
+    row = store.execute(
+        "SELECT id FROM embedline.use_case WHERE name = %s", [name]
+    ).fetchone()
+    return live(store, row[0]) if row else []
 
 
 def active(store: Connection, name: str, feature: str | None = None) -> ModelVersion:
@@ -144,71 +165,30 @@ def active(store: Connection, name: str, feature: str | None = None) -> ModelVer
     return found[feature]
 
 
-def ensure(
-    store: Connection,
-    use_case: int,
-    name: str,
-    recipes: Mapping[str, Recipe],
-    *,
-    storage: str,
-    distance: str,
-    prediction_from_source: bool,
-) -> list[ModelVersion]:
-    """The live versions, with one for each feature's recipe among them. The first
-    version of a feature serves at once; a later one is built beside it, starting from
-    the serving version's ledger. Call with the use case open."""
-    first = next(iter(recipes.values()))
-    labelled_unit = "record" if first.unit == "object" else first.unit
-    store.execute(
-        "UPDATE embedline.use_case"
-        " SET features = %(features)s, labelled_unit = %(unit)s"
-        " WHERE id = %(id)s AND (features, labelled_unit) <> (%(features)s, %(unit)s)",
-        {"id": use_case, "features": [*recipes], "unit": labelled_unit},
-    )
-    versions = live(store, use_case)
-    for undeclared in (v for v in versions if v.feature not in recipes):
-        retire(store, undeclared)
-    for feature, recipe in recipes.items():
-        own = [v for v in versions if v.feature == feature]
-        wanted = _Wanted(use_case, name, feature, recipe, storage, distance)
-        _ensure_feature(store, wanted, own)
-    store.execute(
-        "UPDATE embedline.model_version SET distance = %s"
-        " WHERE use_case = %s AND state <> 'retired' AND distance <> %s",
-        [distance, use_case, distance],
-    )
-    _refresh_views(store, use_case, prediction_from_source)
-    return live(store, use_case)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a feature's vectors are to be, in the use case called `name`."""
-
-    use_case: int
-    name: str
-    feature: str
-    recipe: Recipe
-    storage: str
-    distance: str
-
-
-def _ensure_feature(
-    store: Connection, wanted: _Wanted, versions: Sequence[ModelVersion]
+def refresh_views(
+    store: Connection, use_case: int, prediction_from_source: bool
 ) -> None:
-    recipe = wanted.recipe
-    match = [v for v in versions if v.fingerprint == recipe.fingerprint]
-    if not match or match[0].serves:
-        # A version still being built for a recipe that is no longer wanted
-        for stale in (v for v in versions if not v.serves):
-            retire(store, stale)
-    if not match:
-        match = [_create(store, wanted, versions)]
-    # the same vectors of the same files, which may have moved
-    store.execute(
-        "UPDATE embedline.model_version SET spec = %s WHERE id = %s AND spec <> %s",
-        [Jsonb(recipe.spec), match[0].id, Jsonb(recipe.spec)],
+    """Makes the views of the serving versions; for the rest of the transaction whoever
+    asks one that has changed waits. Raises `TransientError` where somebody has held one
+    all the while: to wait for him in a single stretch would have all others wait."""
+    for _ in range(VIEW_ATTEMPTS):
+        try:
+            with store.transaction():
+                _set_lock_timeout(store, "1s")
+                _refresh_views(store, use_case, prediction_from_source)
+                _set_lock_timeout(store, "0")
+        except psycopg.errors.LockNotAvailable:
+            time.sleep(VIEW_PAUSE)
+        else:
+            return
+    raise TransientError(
+        "a view of the use case must be made anew, but a query or an open transaction "
+        "holds it; pg_stat_activity names it, and the next run tries again"
     )
+
+
+def _set_lock_timeout(store: Connection, limit: str) -> None:
+    store.execute("SELECT set_config('lock_timeout', %s, true)", [limit])
 
 
 def _refresh_views(
@@ -253,7 +233,7 @@ def promote(
             " SET state = 'active', activated_at = now() WHERE id = ANY (%s)",
             [[v.id for v in ready]],
         )
-        _refresh_views(store, use_case, prediction_from_source)
+        refresh_views(store, use_case, prediction_from_source)
     for version in ready:
         log.info("promoted use_case=%d version=%d", use_case, version.version)
     return ready
@@ -262,6 +242,12 @@ def promote(
 def retire(store: Connection, version: ModelVersion) -> None:
     """Its table stays, for a rollback; it no longer follows the source. What it has
     stands in the table's own input hashes, so its ledger can go."""
+    # In key order, as workers lock it.
+    store.execute(
+        "SELECT count(*) FROM (SELECT FROM embedline.ledger WHERE model_version = %s"
+        " ORDER BY key FOR UPDATE) AS locked",
+        [version.id],
+    )
     store.execute(
         "UPDATE embedline.model_version SET state = 'retired', retired_at = now()"
         " WHERE id = %s",
@@ -270,85 +256,63 @@ def retire(store: Connection, version: ModelVersion) -> None:
     store.execute("DELETE FROM embedline.ledger WHERE model_version = %s", [version.id])
 
 
+def read_everything(store: Connection, use_case: int) -> None:
+    """Has the next sync read every row of the source."""
+    store.execute(
+        "UPDATE embedline.source_cursor SET server = ''"
+        " WHERE use_case = %s AND relation = 'records'",
+        [use_case],
+    )
+
+
+def count(store: Connection, version: ModelVersion) -> int:
+    """Its vectors."""
+    return _count(store, version.table)
+
+
+def history(store: Connection, use_case: int) -> list[dict[str, Any]]:
+    """All versions there ever were. `vectors` is None where the table is gone."""
+    with store.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(
+            "SELECT feature, version, state, fingerprint, dims, created_at AS made,"
+            "  activated_at AS activated, retired_at AS retired,"
+            "  rolled_back_at AS rolled_back, dropped_at AS dropped, table_name,"
+            "  to_regclass(format('embedline.%%I', table_name)) IS NOT NULL AS vectors"
+            " FROM embedline.model_version WHERE use_case = %s ORDER BY version",
+            [use_case],
+        ).fetchall()
+    for row in rows:
+        table = sql.Identifier("embedline", row.pop("table_name"))
+        row["vectors"] = _count(store, table) if row["vectors"] else None
+    return rows
+
+
+def _count(store: Connection, table: sql.Identifier) -> int:
+    row = store.execute(sql.SQL("SELECT count(*) FROM {}").format(table)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def all_tables(store: Connection, use_case: int) -> list[sql.Identifier]:
     """Those there are: a retired version's may have been dropped by hand."""
+    names = all_table_names(store, use_case)
+    return [sql.Identifier("embedline", name) for name in names]
+
+
+def all_table_names(store: Connection, use_case: int) -> list[str]:
     rows = store.execute(
         "SELECT m.table_name FROM embedline.model_version m JOIN pg_class c"
         "   ON c.relname = m.table_name AND c.relnamespace = 'embedline'::regnamespace"
         " WHERE m.use_case = %s",
         [use_case],
     )
-    return [sql.Identifier("embedline", name) for (name,) in rows]
+    return [name for (name,) in rows]
 
 
-def _create(
-    store: Connection, wanted: _Wanted, versions: Sequence[ModelVersion]
-) -> ModelVersion:
-    use_case, name, recipe = wanted.use_case, wanted.name, wanted.recipe
-    serving = next((v for v in versions if v.serves), None)
-    number = _next_number(store, use_case)
-    created = _fetch(
-        store,
-        sql.SQL(
-            "INSERT INTO embedline.model_version (use_case, feature, unit, version,"
-            " fingerprint, spec, dims, storage, distance, classes, table_name, state,"
-            " activated_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
-            " CASE WHEN %s THEN now() END) RETURNING {}"
-        ).format(_COLUMNS),
-        [
-            use_case,
-            wanted.feature,
-            recipe.unit,
-            number,
-            recipe.fingerprint,
-            Jsonb(recipe.spec),
-            recipe.dims,
-            wanted.storage,
-            wanted.distance,
-            recipe.classes,
-            f"vector_{name}_v{number}",
-            "building" if serving else "active",
-            serving is None,
-        ],
-    )[0]
-    store.execute(
-        "SELECT embedline.create_vector_table(m) FROM embedline.model_version m"
-        " WHERE id = %s",
-        [created.id],
-    )
-    if serving is None or serving.spec["input"] != recipe.spec["input"]:
-        # other columns have other hashes: every row must be read for them
-        store.execute(
-            "UPDATE embedline.source_cursor SET server = ''"
-            " WHERE use_case = %s AND relation = 'records'",
-            [use_case],
-        )
-    if serving is not None:
-        store.execute(
-            "INSERT INTO embedline.ledger (model_version, key, want_hash, priority)"
-            " SELECT %s, key, want_hash, 10 FROM embedline.ledger"
-            " WHERE model_version = %s ORDER BY key",
-            [created.id, serving.id],
-        )
-    log.info(
-        "new model version use_case=%s version=%d state=%s fingerprint=%s",
-        *(name, number, created.state, recipe.fingerprint[:12]),
-    )
-    return created
-
-
-def _next_number(store: Connection, use_case: int) -> int:
-    row = store.execute(
-        "SELECT coalesce(max(version), 0) + 1 FROM embedline.model_version"
-        " WHERE use_case = %s",
-        [use_case],
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def _fetch(
-    store: Connection, statement: sql.Composed, parameters: Sequence[Any]
+def fetch(
+    store: Connection,
+    statement: sql.Composed,
+    parameters: Sequence[Any] | Mapping[str, Any],
 ) -> list[ModelVersion]:
     with store.cursor(row_factory=class_row(ModelVersion)) as cursor:
         return cursor.execute(statement, parameters).fetchall()

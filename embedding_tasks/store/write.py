@@ -9,6 +9,7 @@ ledger's word that it is there) changes in that same transaction.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import LiteralString
@@ -51,7 +52,14 @@ class Written:
     stop=stop_after_attempt(3),
     reraise=True,
 )
-def write(store: Connection, lease: Lease, finished: Finished, run_id: int) -> Written:
+def write(
+    store: Connection,
+    lease: Lease,
+    finished: Finished,
+    run_id: int,
+    began: float | None = None,
+) -> Written:
+    """`began`, by `time.monotonic`, is when the worker turned to these records."""
     with store.transaction():
         _stage(store, lease, finished)
         records = _fence(store, lease)
@@ -67,8 +75,14 @@ def write(store: Connection, lease: Lease, finished: Finished, run_id: int) -> W
         written = Written(records, vectors, len(finished.keys) - records)
         store.execute(
             "UPDATE embedline.run SET embedded = embedded + %s, vectors = vectors + %s,"
-            " discarded = discarded + %s, truncated = truncated + %s WHERE id = %s",
-            [*_counts(written), finished.encoded.truncated, run_id],
+            " discarded = discarded + %s, truncated = truncated + %s,"
+            " embed_seconds = embed_seconds + %s WHERE id = %s",
+            [
+                *_counts(written),
+                finished.encoded.truncated,
+                0.0 if began is None else time.monotonic() - began,
+                run_id,
+            ],
         )
     return written
 
@@ -237,7 +251,7 @@ def _settle(store: Connection, lease: Lease) -> None:
     store.execute(
         "UPDATE embedline.ledger l SET have_hash = want_hash, attempts = 0,"
         " deferred = false, error = NULL, lease_token = NULL, lease_holder = NULL,"
-        " lease_until = NULL"
+        " lease_until = NULL, backfill = NULL"
         " FROM accepted a WHERE l.model_version = %s AND l.key = a.key",
         [lease.version.id],
     )

@@ -19,19 +19,29 @@ from embedding_tasks.use_case.model import (
 )
 from embedding_tasks.use_case.part import Column
 from embedding_tasks.use_case.reading import files, find, load, path_of
+from embedding_tasks.use_case.scope import (
+    Everything,
+    Keys,
+    Scope,
+    Window,
+    kind_of,
+    scope_of,
+)
 from embedding_tasks.use_case.source import DeleteGuard, Source
-from embedding_tasks.use_case.window import Window
 
 __all__ = [
     "ONE_FEATURE",
     "Column",
     "DeleteGuard",
+    "Everything",
     "Feature",
+    "Keys",
     "LabelTable",
     "LayerMix",
     "ObjectPooling",
     "PredictionColumn",
     "Retry",
+    "Scope",
     "Source",
     "Template",
     "UseCase",
@@ -39,6 +49,8 @@ __all__ = [
     "WordPooling",
     "files",
     "find",
+    "kind_of",
     "load",
     "path_of",
+    "scope_of",
 ]

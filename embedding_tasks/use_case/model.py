@@ -128,6 +128,7 @@ class UseCase(Part):
     storage: Storage = Storage()
     schedule: str | None = "@daily"
     auto_promote: bool = True
+    keep_retired_days: float | None = Field(30, ge=0, le=36_500)
     batch: Batch = Batch()
     retry: Retry = Retry()
     thresholds: Thresholds = Thresholds()

@@ -48,7 +48,11 @@ class Source(Part):
     ] = "production"
     link: str | None = None
     tags: Tags = ()
-    strategy: Literal["auto", "snapshot", "scan"] = "auto"
+    strategy: Literal["auto", "snapshot", "timestamp", "outbox", "scan"] = "auto"
+    updated_at: str | None = Field(None, min_length=1)
+    slack_seconds: float = Field(5, ge=0, allow_inf_nan=False)
+    audit_days: float | None = Field(None, gt=0, allow_inf_nan=False)
+    key_scan: Literal["every_run", "audit"] | None = None
     start: Moment | None = None
     delete_guard: DeleteGuard = DeleteGuard()
 
@@ -77,10 +81,36 @@ class Source(Part):
             raise ValueError("give exactly one of `connection` and `dsn`")
         if (self.table is None) == (self.query is None):
             raise ValueError("give exactly one of `table` and `query`")
-        if self.query is not None and self.strategy == "snapshot":
+        if self.query is not None and self.strategy in ("snapshot", "outbox"):
             raise ValueError(
-                "strategy 'snapshot' needs a `table`; a `query` is read by 'scan'"
+                f"strategy {self.strategy!r} needs a `table`; a `query` is read by "
+                "'scan' or 'timestamp'"
             )
         if self.start is not None and self.event_time is None:
             raise ValueError("`start` needs `event_time`")
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_has_its_fields(self) -> Source:
+        by_time = self.strategy == "timestamp"
+        if by_time and self.updated_at is None:
+            raise ValueError("strategy 'timestamp' needs `updated_at`")
+        for name in ("updated_at", "slack_seconds"):
+            if name in self.model_fields_set and not by_time:
+                raise ValueError(
+                    f"`{name}` belongs to strategy 'timestamp', and this is "
+                    f"{self.strategy!r}; leave it out, or say strategy: timestamp"
+                )
+        if self.key_scan == "audit" and self.strategy == "scan":
+            raise ValueError(
+                "`key_scan: audit` has nothing to spare with strategy 'scan', which "
+                "reads everything; leave it out"
+            )
+        exact = self.strategy in ("auto", "snapshot")
+        if self.key_scan == "audit" and exact and self.audit_days is None:
+            raise ValueError(
+                "`key_scan: audit` needs `audit_days` with strategy "
+                f"{self.strategy!r}, which has no audits of its own: deletes would "
+                "never be found"
+            )
         return self

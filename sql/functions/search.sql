@@ -38,14 +38,19 @@ BEGIN
 END
 $$;
 
+-- All of an answer is of one model version. A STABLE function reads rows by the calling
+-- query's snapshot, but finds relations by their present name: behind the view's there
+-- may be another version by now. So it is the view's text that is asked, which that same
+-- snapshot has, and which names the version's own table.
 CREATE OR REPLACE FUNCTION embeddings.nearest(
-    use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL)
+    use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     version embedline.model_version := embedline.active_version(use_case, feature);
+    vectors text := embedline.view_name(version);
 BEGIN
     IF query IS NULL OR k IS NULL THEN
         RETURN;
@@ -53,6 +58,13 @@ BEGIN
     IF k < 1 THEN
         RAISE EXCEPTION 'k must be at least 1, not %', k
             USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF model_version <> version.version THEN
+        RAISE EXCEPTION 'the query is a vector of model version %, but version % serves % now',
+            model_version, version.version, quote_literal(use_case)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = format('embed it with the model of version %s and ask again; embedline search does',
+                                version.version);
     END IF;
     IF vector_dims(query) <> version.dims THEN
         RAISE EXCEPTION 'the query has % dimensions, the vectors of % have %',
@@ -69,17 +81,25 @@ BEGIN
         'SELECT t.key, t.unit, n.distance, t.prediction, t.score, t.label, t.data, t.event_time, %s
            FROM (SELECT v.key, v.unit, v.embedding %s $1::%s(%s) AS distance
                    FROM embedline.%I v ORDER BY 3 LIMIT $2) n
-           JOIN embeddings.%I t ON t.key = n.key AND t.unit = n.unit
+           JOIN (%s) t ON t.key = n.key AND t.unit = n.unit
           ORDER BY n.distance, t.key, t.unit',
         CASE WHEN version.unit IN ('word', 'entity') THEN 't.text' ELSE 'NULL::text' END,
         embedline.distance_operator(version.distance), version.storage, version.dims,
-        version.table_name, embedline.view_name(version)) USING query, k;
+        version.table_name,
+        -- a store made anew by an upgrade keeps the text from the next sync on
+        coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = vectors),
+                 format('TABLE embeddings.%I', vectors))) USING query, k;
+EXCEPTION WHEN undefined_table THEN
+    RAISE EXCEPTION 'model version % of % was dropped while it was being asked',
+        version.version, quote_literal(use_case)
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+              HINT = 'another version serves by now: ask again';
 END
 $$;
-COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text) IS
+COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int) IS
     'The k vectors of a use case (of its first feature, or the one named) nearest to a query vector made by the '
     'same model, nearest first, in the use case''s own distance (inner_product: negated), with prediction, score '
-    'and label beside each';
+    'and label beside each. Refused where the version that serves is not `model_version`, when that is given';
 
 CREATE OR REPLACE FUNCTION embeddings.neighbors(
     use_case text, key text, k int DEFAULT 10, unit int DEFAULT NULL, feature text DEFAULT NULL)
@@ -107,9 +127,14 @@ BEGIN
     END IF;
     RETURN QUERY
         SELECT n.* FROM embeddings.nearest(
-            neighbors.use_case, query, neighbors.k + 1, neighbors.feature) n
+            neighbors.use_case, query, neighbors.k + 1, neighbors.feature, version.version) n
          WHERE (n.key, n.unit) <> (neighbors.key, neighbors.unit)
          LIMIT neighbors.k;
+EXCEPTION WHEN undefined_table THEN
+    RAISE EXCEPTION 'model version % of % was dropped while it was being asked',
+        version.version, quote_literal(neighbors.use_case)
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+              HINT = 'another version serves by now: ask again';
 END
 $$;
 COMMENT ON FUNCTION embeddings.neighbors(text, text, int, int, text) IS

@@ -36,3 +36,14 @@ BEGIN
         'vectors of model version ' || version.version || ', fingerprint ' || version.fingerprint);
 END
 $$;
+
+-- Fails where something else depends on it, a view of somebody's own.
+CREATE OR REPLACE FUNCTION embedline.drop_vector_table(version embedline.model_version)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    EXECUTE format('DROP TABLE IF EXISTS embedline.%I', version.table_name);
+END
+$$;

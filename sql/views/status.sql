@@ -22,29 +22,34 @@ SELECT
     latest.kind AS last_run_kind,
     latest.state AS last_run_state,
     latest.error AS last_run_error,
-    m.feature
+    m.feature,
+    l.paused,
+    c.held_back
 FROM embedline.use_case u
 JOIN embedline.model_version m ON m.use_case = u.id AND m.state <> 'retired'
 CROSS JOIN LATERAL (
     SELECT
         count(*) FILTER (WHERE want_hash IS NOT NULL) AS wanted,
         count(*) FILTER (WHERE want_hash = have_hash) AS stored,
-        count(*) FILTER (WHERE pending AND dead_at IS NULL) AS pending,
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND p.id IS NULL) AS pending,
         count(*) FILTER (WHERE pending AND lease_until > now()) AS leased,
-        count(*) FILTER (WHERE pending AND dead_at IS NULL AND attempts > 0) AS retrying,
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND attempts > 0 AND p.id IS NULL) AS retrying,
         count(*) FILTER (WHERE dead_at IS NOT NULL) AS dead,
         count(*) FILTER (WHERE want_hash IS NULL) AS skipped,
-        min(queued_at) FILTER (WHERE pending AND dead_at IS NULL) AS oldest_pending
-    FROM embedline.ledger WHERE model_version = m.id
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND p.id IS NOT NULL) AS paused,
+        min(queued_at) FILTER (WHERE pending AND dead_at IS NULL AND p.id IS NULL) AS oldest_pending
+    FROM embedline.ledger
+    LEFT JOIN (SELECT id FROM embedline.run WHERE paused_at IS NOT NULL) p ON p.id = backfill
+    WHERE model_version = m.id
 ) l
 LEFT JOIN embedline.source_cursor c ON c.use_case = u.id AND c.relation = 'records'
 LEFT JOIN LATERAL (
     SELECT finished_at FROM embedline.run
-    WHERE use_case = u.id AND state = 'success' ORDER BY finished_at DESC LIMIT 1
+    WHERE use_case = u.id AND state = 'success' AND kind <> 'work' ORDER BY finished_at DESC LIMIT 1
 ) success ON true
 LEFT JOIN LATERAL (
     SELECT external_id, kind, state, error FROM embedline.run
-    WHERE use_case = u.id ORDER BY id DESC LIMIT 1
+    WHERE use_case = u.id AND kind <> 'work' ORDER BY id DESC LIMIT 1
 ) latest ON true;
 
 COMMENT ON VIEW embedline.status IS 'Coverage, backlog, oldest pending age and dead records of every use case';
@@ -52,3 +57,6 @@ COMMENT ON COLUMN embedline.status.wanted IS 'records of the source that should 
 COMMENT ON COLUMN embedline.status.stored IS 'of these, the records whose vector is of their current input';
 COMMENT ON COLUMN embedline.status.skipped IS 'records without an input (null): nothing to embed';
 COMMENT ON COLUMN embedline.status.pending IS 'records waiting, those leased and those to be tried again included';
+COMMENT ON COLUMN embedline.status.paused IS 'records of backfills that are paused: nobody takes them, and none is pending';
+COMMENT ON COLUMN embedline.status.held_back IS
+    'what held the source''s horizon back at the last sync, so that the next one reads again what was written since';

@@ -30,7 +30,9 @@ def test_every_use_case_is_a_dag_of_four_tasks(
     assert dag.get_task("embed").partial_kwargs["pool"] == "gpu"
     assert [a.name for a in dag.get_task("publish").outlets] == ["messages_embeddings"]
     assert type(dag.timetable).__name__ == "CronDataIntervalTimetable"
-    assert {*dag.params} == {"since", "until", "reembed", "dry_run", "allow_deletes"}
+    scopes = {"since", "until", "keys", "everything"}
+    others = {"reembed", "audit", "dry_run", "allow_deletes"}
+    assert {*dag.params} == scopes | others
 
 
 def test_a_use_case_that_learns_is_trained_before_it_is_synced(
@@ -148,6 +150,28 @@ def test_a_manual_run_with_a_window_embeds_that_window(
     assert status.of(store)[0]["wanted"] == 10
 
 
+@pytest.mark.parametrize(
+    ("conf", "embedded", "missing"),
+    [({"keys": ["3", "5", "x"]}, 2, 1), ({"everything": True}, 60, 0)],
+)
+def test_a_manual_run_of_keys_or_of_everything_embeds_those(
+    project: Project,
+    run_dag: Run,
+    write_messages: Write,
+    conf: dict[str, Any],
+    embedded: int,
+    missing: int,
+) -> None:
+    project.use_case(source={"start": "2027-01-01T00:00:00Z"})
+    write_messages(range(60))
+    run = run_dag("embed_messages", **conf)
+    assert run.state == "success"
+    counts = xcom(run, "publish")
+    assert (counts["embedded"], counts["not_found"]) == (embedded, missing)
+    several = run_dag("embed_messages", **conf, since="2026-01-01T00:00:00Z")
+    assert several.state == "failed"
+
+
 def test_a_dry_run_publishes_nothing(
     project: Project, run_dag: Run, write_messages: Write, store: Connection
 ) -> None:
@@ -156,8 +180,12 @@ def test_a_dry_run_publishes_nothing(
     states = {ti.task_id: ti.state for ti in run.get_task_instances()}
     assert states["sync"] == "success"
     assert states["publish"] == "skipped"
-    assert xcom(run, "sync")["new"] == 20
+    foreseen = xcom(run, "sync")
+    assert (foreseen["new"], foreseen["to_embed"], foreseen["workers"]) == (20, 20, 1)
     assert status.of(store) == []
+    run_dag("embed_messages")
+    again = xcom(run_dag("embed_messages", dry_run=True, reembed=True), "sync")
+    assert again["expected_seconds"] == 20 / again["records_per_second"]
 
 
 def test_only_counts_pass_between_tasks(

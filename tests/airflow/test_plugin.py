@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from embedding_tasks import run
 from embedding_tasks.connections import Connection
 from tests.fix_project import Project
 
@@ -68,6 +69,17 @@ def test_the_page_shows_how_every_use_case_stands(signed_in: Any) -> None:
     page = signed_in.get("/").text
     assert "messages" in page
     assert "100.00 %" in page
+    assert ">paused</th>" in page
+    assert "held back" not in page
+
+
+def test_the_page_says_what_holds_a_source_back(
+    signed_in: Any, store: Connection
+) -> None:
+    held = '{"transactions": 7, "pid": 4711, "application": "etl", "since": "noon"}'
+    store.execute("UPDATE embedline.source_cursor SET held_back = %s", [held])
+    page = " ".join(signed_in.get("/").text.split())
+    assert "held back by etl since noon" in page
 
 
 @pytest.mark.parametrize("by", ["text", "key"])
@@ -94,6 +106,28 @@ def test_a_question_that_cannot_be_answered_says_why(
     answer = signed_in.get("/", params=asked)
     assert answer.status_code == code
     assert says in answer.text
+
+
+def test_a_search_by_text_survives_a_switch_of_the_model(
+    signed_in: Any, project: Project, make_model: Any, plugin: Any, monkeypatch: Any
+) -> None:
+    """Also one in the midst of a search, when the encoder is at hand already."""
+    project.use_case(encoder={"model": str(make_model(hidden=48))}, auto_promote=False)
+    project.run()
+    load, loaded = plugin._encoder, []
+
+    def switched(version: Any) -> Any:
+        encoder = load(version)
+        loaded.append(version.version)
+        if loaded == [1]:
+            run.promote(project.request())
+        return encoder
+
+    monkeypatch.setattr(plugin, "_encoder", switched)
+    asked = {"use_case": "messages", "q": "message number 7", "k": 3}
+    for _ in range(2):
+        assert signed_in.get("/", params=asked).text.count("message number") == 3 + 1
+    assert loaded == [1, 2, 2]
 
 
 def test_text_is_shown_as_text(

@@ -3,11 +3,13 @@ guards. The verdict must find each."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.ledger import Lease
 from embedding_tasks.source import snapshot
+from embedding_tasks.source.timestamp import Bound
 from embedding_tasks.store import write
 
 MUTANTS = {
@@ -26,13 +28,14 @@ def break_build(mutant: str | None) -> None:
 def _watermark() -> None:
     position = snapshot.position
 
-    def newest(connection: Connection) -> snapshot.Position:
-        found = position(connection)
+    def newest(connection: Connection, *args: Any) -> snapshot.Position:
+        found = position(connection, *args)
         row = connection.execute(
-            "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+            "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, now()"
         ).fetchone()
         assert row is not None
-        return snapshot.Position(found.server, row[0])
+        bound = Bound(row[1], prepared=False) if found.bound else None
+        return replace(found, horizon=row[0], bound=bound)
 
     snapshot.position = newest
 

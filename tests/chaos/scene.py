@@ -60,6 +60,11 @@ class Scene:
         return sql.SQL(", ").join(map(sql.Identifier, self.key_kind.columns))
 
     @property
+    def needs_audit(self) -> bool:
+        """What is stamped with a time gone by, `timestamp` is not told of."""
+        return self.strategy == "timestamp" and self.backdates
+
+    @property
     def input(self) -> str:
         return "words" if self.units == "words" else "body"
 

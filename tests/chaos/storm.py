@@ -15,6 +15,9 @@ from typing import Any
 
 import psycopg
 
+from embedding_tasks import use_case
+from embedding_tasks.connections import Connection
+from embedding_tasks.source import installation
 from tests.chaos import scene as scenes
 from tests.chaos import tasks, writers
 from tests.chaos.faults import FAULTS, Adversary
@@ -74,8 +77,16 @@ class Storm:
         scenes.write_use_case(self.scene, self.folder, self.source, self.models)
         with psycopg.connect(self.source) as source:
             scenes.create(self.scene, source)
+            if self.scene.strategy == "outbox":
+                self._install_outbox(source)
         writers.first_rows(self.scene, self.source)
+        tasks.warm_up()
         self._orders = Orders(self.folder, self.store, self.mutant)
+
+    def _install_outbox(self, source: Connection) -> None:
+        described = use_case.load(self.folder / "use_cases" / f"{NAME}.yaml")
+        reader = installation.Reader.of(source)
+        installation.run(source, installation.install(source, described, reader))
 
     def rage(self, seconds: float) -> None:
         with self._raging():
@@ -109,12 +120,14 @@ class Storm:
         """One clean run, then the same of an empty store, and a look at both."""
         calm = replace(self._orders, lost_devices=0.0)
         fresh = self.servers.store.database("fresh", TEMPLATE)
-        self._clean_run(calm)
+        self._clean_run(calm, audit=self.scene.needs_audit)
         self._clean_run(replace(calm, store=fresh, mutant=None))
         return judge(self.scene, self.store, fresh, self.source)
 
-    def _clean_run(self, orders: Orders) -> None:
-        process = tasks.context().Process(target=_run_once, args=(orders,), daemon=True)
+    def _clean_run(self, orders: Orders, *, audit: bool = False) -> None:
+        process = tasks.context().Process(
+            target=tasks.run_once, args=(orders, audit), daemon=True
+        )
         process.start()
         process.join(CLEAN_RUN_SECONDS)
         if process.exitcode != 0:
@@ -126,13 +139,6 @@ class Storm:
         log = self.folder / "errors.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         return [json.loads(line) for line in lines]
-
-
-def _run_once(orders: Orders) -> None:
-    from embedding_tasks import run, use_case
-
-    orders.obey()
-    run.run(run.Request(use_case.find(NAME), f"clean__{time.time()}", "cli"))
 
 
 def storm(

@@ -100,11 +100,25 @@ def perform(orders: Orders, stage: str, external_id: str, number: int) -> None:
     os._exit(0)
 
 
+def run_once(orders: Orders, audit: bool) -> None:
+    """All stages in one process, as the command line has them."""
+    orders.obey()
+    external_id = f"clean__{time.time()}"
+    run.run(run.Request(use_case.find(NAME), external_id, "cli", audit=audit))
+
+
 def context() -> multiprocessing.context.ForkServerContext:
     os.environ["OMP_NUM_THREADS"] = "1"
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["tests.chaos.tasks"])
     return made
+
+
+def warm_up() -> None:
+    """The process that tasks are forked from takes a while to import what they need."""
+    process = context().Process(target=os.getpid)
+    process.start()
+    process.join()
 
 
 @dataclass
