@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ROWS ?= 200
+SEED ?= 1
+DURATION ?= 20
 PORT ?= 8080
 export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test parity bench-ner-memory bench-version-switch check format airflow psql clean clean-demo
+.PHONY: help install demo test chaos parity bench-ner-memory bench-version-switch bench-sync bench-outbox \
+	check format airflow psql clean clean-demo
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -30,6 +33,9 @@ test: $(INSTALLED)  ## lint, types and tests
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest $(ARGS)
 
+chaos: $(INSTALLED)  ## storms, then a verdict (SEED=1-20 DURATION=20 MUTANT="no fence")
+	@$(BIN)/python -m tests.chaos --seeds $(SEED) --seconds $(DURATION) $(if $(MUTANT),--mutant "$(MUTANT)" --rounds 12)
+
 parity: $(INSTALLED)  ## every recipe beside a plain forward of its reference (ROWS=200)
 	@$(BIN)/python -m benchmarks.parity --rows $(ROWS)
 
@@ -38,6 +44,12 @@ bench-ner-memory: $(INSTALLED)  ## memory of an NER job, 1,000 to 100,000 senten
 
 bench-version-switch: $(INSTALLED)  ## searches while versions are promoted and rolled back
 	@$(BIN)/python -m benchmarks.version_switch
+
+bench-sync: $(INSTALLED)  ## cost of a run over 1,000,000 rows, unchanged and 1 % changed
+	@$(BIN)/python -m benchmarks.sync_cost
+
+bench-outbox: $(INSTALLED)  ## what the outbox's triggers cost the application
+	@$(BIN)/python -m benchmarks.outbox_overhead
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@
     servers.py   two PostgreSQL servers that can be killed
     writers.py   the application, which writes as applications do
     tasks.py     two schedulers that run the same use case, each task a process
+    people.py    backfills, and another recipe in the file
     faults.py    the adversary
     verdict.py   the store beside a fresh full run, and beside the source itself
     mutants.py   builds broken on purpose, which the verdict must find

@@ -55,7 +55,14 @@ class Adversary:
         alive: Alive,
         counts: Counter[str],
         stopped: threading.Event,
+        *,
+        heals: bool,
     ) -> None:
+        self._faults = dict(FAULTS)
+        self._pause = PAUSE_SECONDS
+        if not heals:
+            del self._faults["server killed"]
+            self._pause *= 10
         self._rng = random.Random(f"{seed}/adversary")
         self._servers = servers
         self._store = store
@@ -64,8 +71,8 @@ class Adversary:
         self._stopped = stopped
 
     def run(self) -> None:
-        while not self._stopped.wait(self._rng.random() * PAUSE_SECONDS):
-            (fault,) = self._rng.choices([*FAULTS], [*FAULTS.values()])
+        while not self._stopped.wait(self._rng.random() * self._pause):
+            (fault,) = self._rng.choices([*self._faults], [*self._faults.values()])
             try:
                 done = getattr(self, "_" + fault.replace(" ", "_").lower())()
             except psycopg.OperationalError:  # the server is just coming back

@@ -78,6 +78,10 @@ class Scene:
         return ", ".join([*parts, *(flag for flag in flags if getattr(self, flag))])
 
 
+RECIPES: dict[str, tuple[Any, Any]] = {
+    "records": ("cls", "mean"),
+    "words": ({"words": "first"}, {"words": "mean"}),
+}
 STRATEGIES = ("snapshot", "timestamp", "outbox", "scan")
 
 
@@ -131,9 +135,11 @@ def create(scene: Scene, source: Connection) -> None:
     )
 
 
-def write_use_case(scene: Scene, folder: Path, source: str, models: Path) -> None:
-    """The use case's file. Nothing ever is too much: what is undone at the end is for
-    the verdict to judge."""
+def write_use_case(
+    scene: Scene, folder: Path, source: str, models: Path, recipe: int = 0
+) -> None:
+    """The use case's file, by one of two recipes. Nothing ever is too much: what is
+    undone at the end is for the verdict to judge."""
     label: dict[str, Any] = {"column": scene.label}
     if scene.labels == "table":
         key = [*scene.key_kind.columns]
@@ -152,7 +158,7 @@ def write_use_case(scene: Scene, folder: Path, source: str, models: Path) -> Non
             "delete_guard": {"share": 1},
         },
         "encoder": {"model": str(models / scene.units), "device": "cpu"},
-        "pooling": {"words": "first"} if scene.units == "words" else "cls",
+        "pooling": RECIPES[scene.units][recipe],
         "prediction": "head",
         "label": label,
         "batch": {"claim": 8, "lease_seconds": 5, "rows_per_worker": 10},
@@ -163,4 +169,7 @@ def write_use_case(scene: Scene, folder: Path, source: str, models: Path) -> Non
         described["source"] |= {"updated_at": "updated_at", "slack_seconds": 0.5}
     path = folder / "use_cases" / f"{NAME}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(described))
+    # whole or not at all: others read it
+    draft = path.with_suffix(".new")
+    draft.write_text(yaml.safe_dump(described))
+    draft.replace(path)

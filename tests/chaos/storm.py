@@ -21,9 +21,10 @@ from embedding_tasks.source import installation
 from tests.chaos import scene as scenes
 from tests.chaos import tasks, writers
 from tests.chaos.faults import FAULTS, Adversary
+from tests.chaos.people import People
 from tests.chaos.scene import NAME, Scene
 from tests.chaos.servers import TEMPLATE, Servers
-from tests.chaos.tasks import Alive, Orders, Scheduler
+from tests.chaos.tasks import Alive, Orders, Scheduler, Tasks
 from tests.chaos.verdict import Verdict, judge
 
 WRITERS = 6
@@ -61,7 +62,10 @@ class Report:
 
 @dataclass
 class Storm:
-    """Databases of one seed's own on servers that several share."""
+    """Databases of one seed's own on servers that several share. Of a broken build,
+    nothing may heal the harm it has done before it is looked for: nobody asks for
+    vectors to be made anew, no server comes back to be read from the beginning, few
+    tasks are killed, and all may come to their end."""
 
     scene: Scene
     servers: Servers
@@ -82,6 +86,8 @@ class Storm:
         writers.first_rows(self.scene, self.source)
         tasks.warm_up()
         self._orders = Orders(self.folder, self.store, self.mutant)
+        if self.mutant is not None:
+            self._orders = replace(self._orders, delays=(0.3, 1.0), lost_devices=0)
 
     def _install_outbox(self, source: Connection) -> None:
         described = use_case.load(self.folder / "use_cases" / f"{NAME}.yaml")
@@ -96,16 +102,22 @@ class Storm:
     @contextmanager
     def _raging(self) -> Iterator[None]:
         stopped, alive = threading.Event(), Alive()
+        broken = self.mutant is not None
+        work = Tasks(self._orders, alive, self.counts, stopped, may_end=broken)
         parts = [
             *(
                 writers.Writer(self.scene, self.source, n, self.counts, stopped)
                 for n in range(1, WRITERS + 1)
             ),
-            *(Scheduler(self._orders, n, alive, self.counts, stopped) for n in (0, 1)),
+            *(Scheduler(work, number) for number in (0, 1)),
             Adversary(
-                self.scene.seed, self.servers, self.store, alive, self.counts, stopped
+                *(self.scene.seed, self.servers, self.store, alive, self.counts),
+                stopped,
+                heals=not broken,
             ),
         ]
+        if not broken:
+            parts.append(People(self.scene, work, self.source, self.models))
         threads = [threading.Thread(target=part.run, daemon=True) for part in parts]
         for thread in threads:
             thread.start()
@@ -118,7 +130,7 @@ class Storm:
 
     def settle(self) -> Verdict:
         """One clean run, then the same of an empty store, and a look at both."""
-        calm = replace(self._orders, lost_devices=0.0)
+        calm = replace(self._orders, lost_devices=0, delays=(0,))
         fresh = self.servers.store.database("fresh", TEMPLATE)
         self._clean_run(calm, audit=self.scene.needs_audit)
         self._clean_run(replace(calm, store=fresh, mutant=None))

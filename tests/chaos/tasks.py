@@ -34,6 +34,7 @@ from embedding_tasks.encoders import (
 )
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.errors import DeviceError, ThresholdError, TransientError
+from embedding_tasks.use_case import Scope
 from tests.chaos import mutants
 from tests.chaos.scene import NAME
 from tests.chaos.writers import POISON
@@ -50,6 +51,7 @@ class Orders:
     store: str
     mutant: str | None = None
     lost_devices: float = 0.02
+    delays: tuple[float, ...] = (0, 0.1, 0.3, 0.9)
 
     def obey(self) -> None:
         os.environ["EMBEDLINE_PROJECT"] = str(self.folder)
@@ -59,7 +61,7 @@ class Orders:
         logging.disable()
         mutants.break_build(self.mutant)
         load = encoders.load
-        encoders.load = lambda *args: Troubled(load(*args), self.lost_devices)  # type: ignore[assignment]
+        encoders.load = lambda *args: Troubled(load(*args), self)  # type: ignore[assignment]
 
 
 @dataclass
@@ -67,11 +69,11 @@ class Troubled:
     """A real encoder that takes its time, cannot stand poison and loses its GPU."""
 
     inner: Encoder
-    lost_devices: float
+    orders: Orders
 
     def encode(self, inputs: Sequence[Any]) -> Encoded:
-        time.sleep(random.choice((0, 0.1, 0.3, 0.9)))
-        if random.random() < self.lost_devices:
+        time.sleep(random.choice(self.orders.delays))
+        if random.random() < self.orders.lost_devices:
             raise DeviceError("the device is gone")
         if any(POISON in str(getattr(i, "text", i)) for i in inputs):
             raise ValueError("cannot be encoded")
@@ -81,10 +83,18 @@ class Troubled:
         return self.inner.probe()
 
 
-def perform(orders: Orders, stage: str, external_id: str, number: int) -> None:
+def perform(
+    orders: Orders, stage: str, external_id: str, number: int, scope: Scope | None
+) -> None:
     """A task's whole life. What went wrong that should not is written down."""
     orders.obey()
-    request = run.Request(use_case.find(NAME), external_id, "scheduled")
+    request = run.Request(
+        use_case.find(NAME),
+        external_id,
+        kind="scheduled" if scope is None else "backfill",
+        backfill=scope,
+        reembed=scope is not None and len(external_id) % 2 == 0,
+    )
     try:
         if stage == "embed":
             run.embed_stage(request, number)
@@ -133,64 +143,69 @@ class Alive:
             return rng.choice(self.tasks) if self.tasks else None
 
 
-class Scheduler:
-    """Runs the use case's DAG again and again, each task with retries. Two of them
-    often run the same run at the same time, as no two should; the second also syncs in
-    between, while the first one's workers are at it."""
+@dataclass
+class Tasks:
+    """Starts tasks and tries them again. When the storm is over they are killed, or
+    may come to their end."""
 
-    def __init__(
-        self,
-        orders: Orders,
-        number: int,
-        alive: Alive,
-        counts: Counter[str],
-        stopped: threading.Event,
-    ) -> None:
-        self._orders = orders
-        self._number = number
-        self._alive = alive
-        self._counts = counts
-        self._stopped = stopped
-        self._context = context()
+    orders: Orders
+    alive: Alive
+    counts: Counter[str]
+    stopped: threading.Event
+    may_end: bool = False
 
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            external_id = f"scheduled__{int(time.time() / SLOT_SECONDS)}"
-            synced = self._tasks(external_id, ["sync"])
-            if self._number and random.random() < 0.7:
-                continue
-            if synced and self._tasks(external_id, ["embed"] * WORKERS):
-                self._tasks(external_id, ["publish"])
-            self._counts["runs"] += 1
-
-    def _tasks(self, external_id: str, stages: list[str]) -> bool:
+    def together(
+        self, external_id: str, stages: list[str], scope: Scope | None = None
+    ) -> bool:
         """Side by side, each tried three times."""
         with ThreadPoolExecutor(len(stages)) as pool:
-            done = pool.map(partial(self._task, external_id), stages, count())
+            done = pool.map(partial(self._task, external_id, scope), stages, count())
         return all(done)
 
-    def _task(self, external_id: str, stage: str, number: int) -> bool:
+    def _task(
+        self, external_id: str, scope: Scope | None, stage: str, number: int
+    ) -> bool:
         for _ in range(3):
-            process = self._start(external_id, stage, number)
+            process = self._start(stage, external_id, number, scope)
             self._wait(process)
-            if process.exitcode == 0 or self._stopped.is_set():
+            if process.exitcode == 0 or self.stopped.is_set():
                 break
         return process.exitcode == 0
 
-    def _start(self, external_id: str, stage: str, number: int) -> ForkServerProcess:
-        process = self._context.Process(
-            target=perform, args=(self._orders, stage, external_id, number), daemon=True
+    def _start(self, *task: Any) -> ForkServerProcess:
+        process = context().Process(
+            target=perform, args=(self.orders, *task), daemon=True
         )
         process.start()
-        with self._alive.lock:
-            self._alive.tasks.append(process)
-        self._counts["tasks"] += 1
+        with self.alive.lock:
+            self.alive.tasks.append(process)
+        self.counts["tasks"] += 1
         return process
 
     def _wait(self, process: ForkServerProcess) -> None:
         while process.is_alive():
             process.join(0.2)
-            if self._stopped.is_set() and process.is_alive():
+            if self.stopped.is_set() and process.is_alive() and not self.may_end:
                 process.kill()
-        with self._alive.lock:
-            self._alive.tasks.remove(process)
+        with self.alive.lock:
+            self.alive.tasks.remove(process)
+
+
+@dataclass
+class Scheduler:
+    """Runs the use case's DAG again and again, each task with retries. Two of them
+    often run the same run at the same time, as no two should; the second also syncs in
+    between, while the first one's workers are at it."""
+
+    tasks: Tasks
+    number: int
+
+    def run(self) -> None:
+        while not self.tasks.stopped.is_set():
+            external_id = f"scheduled__{int(time.time() / SLOT_SECONDS)}"
+            synced = self.tasks.together(external_id, ["sync"])
+            if self.number and random.random() < 0.7:
+                continue
+            if synced and self.tasks.together(external_id, ["embed"] * WORKERS):
+                self.tasks.together(external_id, ["publish"])
+            self.tasks.counts["runs"] += 1
