@@ -174,11 +174,7 @@ def plan_stage(request: Request) -> int:
     """How many workers the queue is worth: none when it is empty."""
     if request.dry_run:
         return 0
-    with (
-        request.open_store() as store,
-        _recorded(store, request, "plan"),
-        blame(store=store),
-    ):
+    with request.open_store() as store, _recorded(store, request, "plan"):
         waiting = foresight.waiting(store, request.use_case, _live(store, request))
     workers = foresight.workers(request.use_case, waiting)
     log.info(
@@ -226,11 +222,7 @@ def publish_stage(request: Request) -> dict[str, Any]:
     """Says how the run ended: promotes a finished model version, drops those retired
     long ago, and raises `ModelError` where a model was missing, `ThresholdError` when
     more is left undone than the use case allows."""
-    with (
-        request.open_store() as store,
-        _recorded(store, request, "publish") as run_id,
-        blame(store=store),
-    ):
+    with request.open_store() as store, _recorded(store, request, "publish") as run_id:
         use_case_id = versions.use_case_id(store, request.use_case.name)
         promotion.finish(store, request, use_case_id, run_id)
         keep = request.use_case.keep_retired_days
@@ -304,14 +296,16 @@ def _live(store: Connection, request: Request) -> list[ModelVersion]:
 @contextmanager
 def _recorded(store: Connection, request: Request, stage: str) -> Iterator[int]:
     """The run's row in the store, which also remembers how a stage failed. A dry run
-    leaves none."""
+    leaves none. Whatever happens to the store meanwhile is `DatabaseAway`."""
     if request.dry_run:
-        yield 0
+        with blame(store=store):
+            yield 0
         return
     with blame(store=store):
         run_id = _open(store, request, stage)
     try:
-        yield run_id
+        with blame(store=store):
+            yield run_id
     except BaseException as error:
         _record_failure(store, request, run_id, stage, error)
         raise

@@ -105,6 +105,7 @@ MOMENTS = [
     ("sync", connection, "connect"),
     ("sync", staging, "_copy"),
     ("sync", cursor, "save"),
+    ("embed", run, "_open"),
     ("embed", pipeline, "isolate"),
 ]
 
