@@ -21,8 +21,9 @@ done is undone."""
 
 # Asked for at once, where a selection has failed.
 _KEYS = 1_000
-# Looked at, where all of those failed.
-_OTHERS = 20
+# Looked at, where all of those failed: anywhere, as bad rows may well lie together.
+_OTHERS = sql.SQL("ORDER BY random() LIMIT 20")
+_ALL = sql.SQL("")
 
 
 def read(
@@ -78,15 +79,15 @@ def _keys(
     connection: Connection,
     extract: Extract,
     select: sql.Composable,
-    limit: int | None = None,
+    some: sql.SQL = _ALL,
 ) -> list[str]:
     """None where they cannot be read by themselves."""
     statement = sql.SQL(
-        "SELECT key FROM ({}) AS r ({}) WHERE key IS NOT NULL LIMIT {}"
+        "SELECT key FROM ({}) AS r ({}) WHERE key IS NOT NULL {}"
     ).format(
         select,
         sql.SQL(", ").join(map(sql.Identifier, ["key", *extract.fields])),
-        sql.Literal(limit),
+        some,
     )
     try:
         with connection.transaction():
