@@ -120,6 +120,19 @@ def test_a_row_that_broke_after_the_sync_is_charged_by_the_worker(
     assert "invalid input syntax" in dead(store)["3"]
 
 
+def test_what_a_worker_could_not_read_comes_back_as_it_was(
+    casting: Project, db: Connection, store: Connection
+) -> None:
+    casting.run()
+    db.execute("UPDATE messages SET body = '99' WHERE id = 3")
+    sync(casting)
+    break_rows(db, 3)
+    assert run.embed_stage(casting.request(), 0)["dead"] == 1
+    db.execute("UPDATE messages SET body = '99' WHERE id = 3")
+    assert casting.run()["embedded"] == 1
+    assert dead(store) == {}
+
+
 def test_the_last_record_of_a_queue_is_charged_where_others_can_be_read(
     casting: Project, db: Connection, store: Connection
 ) -> None:

@@ -19,6 +19,9 @@ Read = Callable[[sql.Composable], None]
 """Takes a selection of rows. Raises `SourceError`, or `psycopg.DataError`; what it had
 done is undone."""
 
+# So begins the error that is kept of such a row.
+CHARGE = "SourceError: "
+
 # Asked for at once, where a selection has failed.
 _KEYS = 1_000
 # Looked at, where all of those failed: anywhere, as bad rows may well lie together.
@@ -62,7 +65,7 @@ def _halved(
         if problem is None:
             raise
         if len(keys) == 1:
-            yield keys[0], f"SourceError: {problem.diag.message_primary or problem}"
+            yield keys[0], f"{CHARGE}{problem.diag.message_primary or problem}"
             return
     half = len(keys) // 2
     yield from _halved(extract, keys[:half], by)
