@@ -48,13 +48,10 @@ class Doubt:
 
 
 def can_tell(connection: Connection, extract: Extract) -> bool:
-    """Keys that occur twice would cancel each other out, and of those that lie before
-    the use case's `start` the store knows only some."""
-    return (
-        extract.key_is_unique
-        and extract.start is None
-        and connection.info.server_version >= _OLDEST_SERVER
-    )
+    """Of keys that lie before the use case's `start` the store knows only some, so
+    hardly a bucket would agree. A key that occurs twice shows in its bucket's number.
+    """
+    return extract.start is None and connection.info.server_version >= _OLDEST_SERVER
 
 
 def compare(

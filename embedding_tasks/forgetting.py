@@ -56,15 +56,21 @@ def forget(store: Connection, use_case: int, key: str) -> dict[str, int]:
 
 
 def undo(store: Connection, use_case: int, key: str) -> bool:
-    """Let a record come back with the next sync. False where it was not forgotten."""
+    """Let a record come back with the next sync, which is to be an audit where a sync
+    does not read all keys by itself. False where it was not forgotten."""
     with store.transaction():
         versions.lock(store, use_case)
-        return bool(
+        lifted = store.execute(
+            "DELETE FROM embedline.forgotten WHERE use_case = %s AND key_hash = %s",
+            [use_case, _hash(key)],
+        ).rowcount
+        if lifted:
             store.execute(
-                "DELETE FROM embedline.forgotten WHERE use_case = %s AND key_hash = %s",
-                [use_case, _hash(key)],
-            ).rowcount
-        )
+                "UPDATE embedline.source_cursor SET audited_at = 'epoch'"
+                " WHERE use_case = %s AND relation = 'records'",
+                [use_case],
+            )
+    return bool(lifted)
 
 
 def forgotten_at(store: Connection, use_case: int, key: str) -> datetime | None:

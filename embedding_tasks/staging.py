@@ -153,7 +153,8 @@ def _stage(
     doubt = None
     if reading.key_scan:
         # labels that are withdrawn are those of keys that are nowhere
-        if relation == "records" and not reading.full:
+        partly = relation == "records" and not reading.full
+        if partly and digests.can_tell(connection, extract):
             doubt = digests.compare(target, connection, extract, longest=KEY_BYTES)
         where = doubt.falls_on(extract.key) if doubt else sql.SQL("true")
         _copy(target, connection, extract, seen, extract.keys(where))
@@ -177,15 +178,30 @@ def _look_up(
     if reading.key_scan:
         for keys in _chunks(target, _unknown_records(target)):
             _copy_apart(target, connection, records, records.of_keys(keys))
-    if reading.touched is not None and reading.present is not None:
+    elif reading.touched is not None and reading.present is not None:
         _copy(target, connection, records, "touched", reading.touched)
         present = records.keys(reading.present)
         _copy(target, connection, records, "seen", present)
     for keys in _chunks(target, _deferred_records(target)):
-        target.execute("INSERT INTO touched SELECT unnest(%(keys)s::text[])", keys=keys)
         _copy_apart(target, connection, records, records.of_keys(keys))
-        present = records.keys(records.has_key(keys))
-        _copy(target, connection, records, "seen", present)
+        # a scan has told of them, and would seem to have found them twice
+        if not reading.key_scan:
+            target.execute(
+                "INSERT INTO touched SELECT unnest(%(keys)s::text[])", keys=keys
+            )
+            _copy_seen(target, connection, records, keys)
+    if not reading.key_scan and records.start is not None:
+        # which of them lie before it
+        bad = [key for (key,) in target.rows("SELECT key FROM unreadable")]
+        for keys in source_keys.chunks(bad):
+            _copy_seen(target, connection, records, keys)
+
+
+def _copy_seen(
+    target: Target, connection: Connection, records: Extract, keys: Sequence[str]
+) -> None:
+    present = records.keys(records.has_key(keys))
+    _copy(target, connection, records, "seen", present)
 
 
 def _chunks(target: Target, keys: list[str]) -> Iterator[Sequence[str]]:
@@ -221,8 +237,9 @@ def _copy_apart(
     )
     target.execute(
         "INSERT INTO unreadable"
-        " SELECT * FROM unnest(%(keys)s::text[], %(errors)s::text[])"
-        " ON CONFLICT DO NOTHING",
+        " SELECT * FROM unnest(%(keys)s::text[], %(errors)s::text[]) AS u (key, error)"
+        " WHERE octet_length(key) <= %(most)s ON CONFLICT DO NOTHING",
+        most=KEY_BYTES,
         keys=[*unreadable],
         errors=[error[:ERROR_LENGTH] for error in unreadable.values()],
     )

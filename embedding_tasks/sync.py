@@ -21,7 +21,7 @@ from psycopg import sql
 from embedding_tasks import facts, ledger, staging
 from embedding_tasks import records as stored
 from embedding_tasks.connections import blame
-from embedding_tasks.source import extract, snapshot, timestamp
+from embedding_tasks.source import apart, extract, snapshot, timestamp
 from embedding_tasks.source import strategy as strategies
 from embedding_tasks.source.extract import Extract
 from embedding_tasks.source.reading import Asked
@@ -167,11 +167,15 @@ def _compare(
     """What the ledger does not yet say, in `delta`, per live version whose columns
     the source still has; how many records are new and how many changed. `is_claimed`
     are those waiting for a backfill that this sync may take over: for another
-    backfill, those of one that is paused."""
+    backfill, those of one that is paused. What a worker could not read and is read now
+    has changed, if only back to what it was."""
     followed = records.followed
     claims: sql.Composable = sql.SQL("true")
     if backfill is not None:
         claims = sql.SQL("l.backfill IN ({})").format(ledger.PAUSED)
+    mended = sql.SQL(
+        "coalesce(l.dead_at IS NOT NULL AND starts_with(l.error, %(charge)s), false)"
+    )
     for version in compress(target.versions, map(not_, followed)):
         log.warning(
             "version %d is no longer followed: the source has lost a column it is made "
@@ -185,17 +189,19 @@ def _compare(
             "CREATE TEMP TABLE delta ON COMMIT DROP AS"
             " SELECT v.id AS model_version, i.key, i.hashes[v.place] AS hash,"
             "   l.key IS NULL AS is_new, %(reembed)s"
-            "   OR l.want_hash IS DISTINCT FROM i.hashes[v.place] AS is_changed,"
+            "   OR l.want_hash IS DISTINCT FROM i.hashes[v.place] OR {mended}"
+            "   AS is_changed,"
             "   l.pending AND l.backfill IS NOT NULL AND {claims} AS is_claimed,"
             "   coalesce(i.event_time < %(start)s::timestamptz, false) AS is_early"
             " FROM unnest(%(versions)s::int[], %(followed)s::boolean[])"
             "   WITH ORDINALITY AS v (id, followed, place) CROSS JOIN incoming i"
             " LEFT JOIN embedline.ledger l ON l.model_version = v.id AND l.key = i.key"
             " WHERE v.followed AND (l.key IS NULL OR %(reembed)s"
-            "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place]"
+            "  OR l.want_hash IS DISTINCT FROM i.hashes[v.place] OR {mended}"
             "  OR (l.pending AND l.backfill IS NOT NULL AND {claims})"
             "  OR (l.pending AND l.attempts = 0 AND l.next_attempt_at > now()))"
-        ).format(claims=claims),
+        ).format(claims=claims, mended=mended),
+        charge=apart.CHARGE,
         reembed=reembed,
         followed=list(followed),
         start=records.start,

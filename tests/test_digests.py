@@ -8,6 +8,7 @@ import pytest
 
 from embedding_tasks import digests, staging
 from embedding_tasks.connections import Connection
+from embedding_tasks.errors import SourceError
 from tests.fix_project import Project, keys, sync
 
 Write = Callable[..., None]
@@ -94,3 +95,30 @@ def test_keys_of_several_columns_and_other_collations_agree_on_both_sides(
     sync(project)
     assert sync(project) == {}
     assert keys_read == [3, 0]
+
+
+def test_a_server_that_cannot_digest_gives_all_its_keys(
+    project: Project,
+    db: Connection,
+    write_messages: Write,
+    keys_read: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(digests, "_OLDEST_SERVER", db.info.server_version + 1)
+    write_messages(range(50))
+    sync(project)
+    db.execute("DELETE FROM messages WHERE id = 17")
+    assert sync(project) == {"deleted": 1}
+    assert keys_read == [50, 49]
+
+
+def test_a_key_that_occurs_twice_in_the_place_of_another_is_refused(
+    project: Project, db: Connection, write_messages: Write
+) -> None:
+    db.execute("ALTER TABLE messages DROP CONSTRAINT messages_pkey")
+    write_messages(range(50))
+    sync(project)
+    assert sync(project) == {}
+    db.execute("UPDATE messages SET id = 3 WHERE id = 4")
+    with pytest.raises(SourceError, match=r"'3' \(2 rows\)"):
+        sync(project)

@@ -134,6 +134,20 @@ def test_undone_it_comes_back_with_the_next_sync(
     assert {"label", "vector_messages_v2"} <= traces(store, "3")
 
 
+def test_undone_it_comes_back_where_a_sync_does_not_read_all_keys(
+    project: Project, store: Connection, write_messages: Write
+) -> None:
+    project.use_case(source={"audit_days": 7, "key_scan": "audit"})
+    write_messages(range(5))
+    sync(project)
+    forget(store, "3")
+    sync(project)
+    forgetting.undo(store, versions.use_case_id(store, "messages"), "3")
+    assert sync(project)["new"] == 1
+    assert "3" in keys(store)
+    assert sync(project) == {}
+
+
 def test_a_worker_in_flight_writes_nothing_of_a_forgotten_record(
     full_use_case: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

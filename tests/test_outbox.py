@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from embedding_tasks import check, run
+from embedding_tasks import check, promotion, run
 from embedding_tasks.connections import Connection, as_environment, connect
 from embedding_tasks.errors import SourceError, TransientError
 from embedding_tasks.local.postgres import binary
@@ -430,6 +430,36 @@ def test_what_live_versions_are_made_of_is_watched(
         sync(boxed)
     install(boxed, inputs=("body", "gone"))
     assert sync(boxed)["read"] == 20
+
+
+def test_a_version_to_go_back_to_has_its_columns_watched(
+    embedline: Command, project: Project, db: Connection, write_messages: Write
+) -> None:
+    """The outbox was made when another version served already."""
+    write_messages(range(5))
+    project.run()
+    project.use_case(source={"input": "author"})
+    project.run()
+    embedline("outbox", "install", "messages", "--yes")
+    project.use_case(source={"strategy": "outbox"})
+    project.run()
+    db.execute("UPDATE messages SET body = 'other' WHERE id = 3")
+    back = promotion.rollback(project.request())
+    assert (back.vectors, back.to_embed) == (4, 1)
+
+
+def test_a_table_whose_keys_are_unique_by_habit_alone_is_followed(
+    project: Project, db: Connection, write_messages: Write
+) -> None:
+    db.execute("ALTER TABLE messages DROP CONSTRAINT messages_pkey")
+    project.use_case(source={"strategy": "outbox", "key_scan": "every_run"})
+    install(project)
+    write_messages(range(20))
+    sync(project)
+    write_messages(range(20, 22))
+    db.execute("UPDATE messages SET body = 'x' WHERE id = 3")
+    db.execute("DELETE FROM messages WHERE id = 4")
+    assert sync(project) == {"read": 3, "new": 2, "changed": 1, "deleted": 1}
 
 
 BROKEN = {

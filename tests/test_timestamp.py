@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from embedding_tasks import check, status
+from embedding_tasks import check, digests, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, SourceError
 from tests.fix_project import Project, keys, row_versions, sync
@@ -192,6 +192,25 @@ def test_a_record_found_changed_by_a_worker_is_read_by_the_next_sync(
     dated.run()  # whose own sync has been told nothing; its worker finds out
     counts = dated.run()
     assert (counts["changed"], counts["embedded"]) == (1, 1)
+
+
+def test_a_record_of_a_view_found_changed_by_a_worker_is_found_once(
+    dated: Project,
+    db: Connection,
+    write_messages: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(digests, "BUCKETS", 1)
+    db.execute("CREATE VIEW seen_from_afar AS SELECT * FROM messages")
+    dated.use_case(source={"table": "seen_from_afar"})
+    write_messages(range(5))
+    sync(dated)
+    db.execute("ALTER TABLE messages DISABLE TRIGGER touch")
+    db.execute("UPDATE messages SET body = 'unsaid' WHERE id = 3")
+    dated.run()  # whose own sync has been told nothing; its worker finds out
+    db.execute("DELETE FROM messages WHERE id = 4")  # so all keys are read
+    counts = dated.run()
+    assert (counts["changed"], counts["embedded"], counts["deleted"]) == (1, 1, 1)
 
 
 def test_keys_can_be_left_to_the_audit(

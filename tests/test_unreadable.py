@@ -120,6 +120,19 @@ def test_a_row_that_broke_after_the_sync_is_charged_by_the_worker(
     assert "invalid input syntax" in dead(store)["3"]
 
 
+def test_what_a_worker_could_not_read_comes_back_as_it_was(
+    casting: Project, db: Connection, store: Connection
+) -> None:
+    casting.run()
+    db.execute("UPDATE messages SET body = '99' WHERE id = 3")
+    sync(casting)
+    break_rows(db, 3)
+    assert run.embed_stage(casting.request(), 0)["dead"] == 1
+    db.execute("UPDATE messages SET body = '99' WHERE id = 3")
+    assert casting.run()["embedded"] == 1
+    assert dead(store) == {}
+
+
 def test_the_last_record_of_a_queue_is_charged_where_others_can_be_read(
     casting: Project, db: Connection, store: Connection
 ) -> None:
@@ -157,3 +170,52 @@ def test_a_bad_row_beside_another_is_still_told_apart(
     break_rows(db, 4)
     assert run.embed_stage(request, 0)["dead"] == 1
     assert {*dead(store)} == {"0", "1", "2", "3", "4"}
+
+
+def test_bad_rows_that_lie_together_hide_no_good_ones(
+    casting: Project, db: Connection, store: Connection
+) -> None:
+    """A read that finds nothing but a bad row looks at others, all over the table."""
+    dated = {"strategy": "timestamp", "updated_at": "sent_at", "slack_seconds": 0}
+    casting.use_case(source=dated)
+    db.execute("UPDATE messages SET body = 'none' WHERE id >= 5")
+    db.execute("UPDATE messages SET body = '0' WHERE id < 5")  # last in the table
+    assert sync(casting) == {"read": 5, "new": 5, "unreadable": 25}
+    db.execute("INSERT INTO messages (id, body) VALUES (40, 'none')")
+    assert sync(casting) == {"unreadable": 1}
+    assert "40" in dead(store)
+
+
+def test_a_row_before_the_start_is_not_asked_for_where_not_all_keys_are_read(
+    casting: Project, db: Connection, store: Connection
+) -> None:
+    db.execute("ALTER TABLE messages ADD changed_at timestamptz DEFAULT now()")
+    db.execute(
+        "CREATE VIEW dated AS SELECT n.*, changed_at"
+        " FROM numbers n JOIN messages USING (id)"
+    )
+    casting.use_case(
+        source={
+            **{"table": "dated", "strategy": "timestamp", "updated_at": "changed_at"},
+            **{"key_scan": "audit", "start": "2026-01-01T00:10:00Z"},
+        }
+    )
+    assert sync(casting) == {"read": 20, "new": 20}
+    break_rows(db, 3, 17)
+    db.execute("UPDATE messages SET changed_at = now()")
+    assert sync(casting)["unreadable"] == 1
+    assert dead(store).keys() == {"17"}
+
+
+def test_a_bad_row_with_a_key_too_long_costs_itself(
+    project: Project, db: Connection, store: Connection
+) -> None:
+    db.execute("CREATE TABLE named (id text, body text)")
+    db.execute("CREATE VIEW numbers AS SELECT id, body::int AS n FROM named")
+    db.execute(
+        "INSERT INTO named VALUES ('a', '1'), ((SELECT string_agg("
+        "sha256(n::text::bytea)::text, '') FROM generate_series(1, 500) n), 'x')"
+    )
+    source = {"table": "numbers", "input": "n", "event_time": None}
+    project.use_case(source=source)
+    assert sync(project) == {"read": 1, "new": 1, "unusable_keys": 1}

@@ -81,13 +81,16 @@ def _installation(found: UseCase, source: Connection) -> str:
 
 def _inputs(name: str) -> list[str]:
     """Columns that the vectors in the store are made of: the file may name others by
-    now, and both are followed until the new ones are complete."""
-    from embedding_tasks.store import versions
+    now, and both are followed until the new ones are complete. Those of a version that
+    a rollback would take up again are among them."""
+    from embedding_tasks.store import retired, versions
     from embedding_tasks.store.connection import open_store
 
     with open_store() as store, blame(store=store):
         live = versions.live_by_name(store, name)
-    return [column for version in live for column in version.form.columns]
+        back = [retired.previous(store, serving) for serving in live if serving.serves]
+    made = [*live, *(version for version in back if version is not None)]
+    return [column for version in made for column in version.form.columns]
 
 
 def _run(source: Connection, script: str, yes: bool) -> None:

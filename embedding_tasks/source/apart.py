@@ -19,10 +19,14 @@ Read = Callable[[sql.Composable], None]
 """Takes a selection of rows. Raises `SourceError`, or `psycopg.DataError`; what it had
 done is undone."""
 
+# So begins the error that is kept of such a row.
+CHARGE = "SourceError: "
+
 # Asked for at once, where a selection has failed.
 _KEYS = 1_000
-# Looked at, where all of those failed.
-_OTHERS = 20
+# Looked at, where all of those failed: anywhere, as bad rows may well lie together.
+_OTHERS = sql.SQL("ORDER BY random() LIMIT 20")
+_ALL = sql.SQL("")
 
 
 def read(
@@ -61,7 +65,7 @@ def _halved(
         if problem is None:
             raise
         if len(keys) == 1:
-            yield keys[0], f"SourceError: {problem.diag.message_primary or problem}"
+            yield keys[0], f"{CHARGE}{problem.diag.message_primary or problem}"
             return
     half = len(keys) // 2
     yield from _halved(extract, keys[:half], by)
@@ -78,15 +82,15 @@ def _keys(
     connection: Connection,
     extract: Extract,
     select: sql.Composable,
-    limit: int | None = None,
+    some: sql.SQL = _ALL,
 ) -> list[str]:
     """None where they cannot be read by themselves."""
     statement = sql.SQL(
-        "SELECT key FROM ({}) AS r ({}) WHERE key IS NOT NULL LIMIT {}"
+        "SELECT key FROM ({}) AS r ({}) WHERE key IS NOT NULL {}"
     ).format(
         select,
         sql.SQL(", ").join(map(sql.Identifier, ["key", *extract.fields])),
-        sql.Literal(limit),
+        some,
     )
     try:
         with connection.transaction():
