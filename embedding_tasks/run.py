@@ -232,7 +232,7 @@ def publish_stage(request: Request) -> dict[str, Any]:
         blame(store=store),
     ):
         use_case_id = versions.use_case_id(store, request.use_case.name)
-        promotion.finish(store, request, use_case_id, run_id)
+        promotion.finish(store, request, use_case_id)
         keep = request.use_case.keep_retired_days
         retired.drop_expired(store, use_case_id, keep)
         _judge_missing(store, request, run_id)
