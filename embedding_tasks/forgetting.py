@@ -56,15 +56,17 @@ def forget(store: Connection, use_case: int, key: str) -> dict[str, int]:
 
 
 def undo(store: Connection, use_case: int, key: str) -> bool:
-    """Let a record come back with the next sync. False where it was not forgotten."""
+    """Let a record come back with the next sync, which reads every row: not all
+    strategies look at one that has not changed. False where it was not forgotten."""
     with store.transaction():
         versions.lock(store, use_case)
-        return bool(
-            store.execute(
-                "DELETE FROM embedline.forgotten WHERE use_case = %s AND key_hash = %s",
-                [use_case, _hash(key)],
-            ).rowcount
-        )
+        lifted = store.execute(
+            "DELETE FROM embedline.forgotten WHERE use_case = %s AND key_hash = %s",
+            [use_case, _hash(key)],
+        ).rowcount
+        if lifted:
+            versions.read_everything(store, use_case)
+    return bool(lifted)
 
 
 def forgotten_at(store: Connection, use_case: int, key: str) -> datetime | None:
