@@ -288,12 +288,25 @@ def _drain(worker: Worker) -> Exception | None:
     except DatabaseAway:
         raise
     except Exception as error:
+        if _is_retired(worker):
+            return None
         log.error(
             "version %d falls behind: %s: %s",
             *(worker.version.version, type(error).__name__, error),
         )
         return error
     return None
+
+
+def _is_retired(worker: Worker) -> bool:
+    """By another run meanwhile, which may have dropped its table, too."""
+    version = worker.version
+    with blame(store=worker.store):
+        live = versions.live(worker.store, version.use_case)
+    if version.id in {v.id for v in live}:
+        return False
+    log.warning("version %d was retired while it was embedded", version.version)
+    return True
 
 
 def _live(store: Connection, request: Request) -> list[ModelVersion]:
