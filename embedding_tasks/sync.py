@@ -290,7 +290,8 @@ def _lock(target: Target) -> None:
 
 
 def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
-    """What waits for the schedule already stays the schedule's."""
+    """What waits for the schedule already stays the schedule's; what waits for a
+    backfill is taken from it by another one here, by the schedule in `_take_over`."""
     target.execute(
         "INSERT INTO embedline.ledger AS l"
         " (model_version, key, want_hash, priority, backfill)"
@@ -301,10 +302,12 @@ def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
         "  want_hash = EXCLUDED.want_hash,"
         "  have_hash = CASE WHEN EXCLUDED.want_hash IS NULL OR %(reembed)s"
         "    THEN NULL ELSE l.have_hash END,"
-        "  priority = CASE WHEN l.pending THEN least(l.priority, EXCLUDED.priority)"
-        "    ELSE EXCLUDED.priority END,"
-        "  backfill = CASE WHEN NOT l.pending OR l.backfill IS NOT NULL"
-        "    THEN EXCLUDED.backfill END,"
+        "  priority = CASE WHEN NOT l.pending THEN EXCLUDED.priority"
+        "    WHEN l.backfill IS NOT NULL THEN l.priority"
+        "    ELSE least(l.priority, EXCLUDED.priority) END,"
+        "  backfill = CASE WHEN NOT l.pending THEN EXCLUDED.backfill"
+        "    WHEN l.backfill IS NOT NULL AND EXCLUDED.want_hash IS NOT NULL"
+        "    THEN coalesce(EXCLUDED.backfill, l.backfill) END,"
         "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END,"
         "  attempts = 0, next_attempt_at = now(), deferred = false, dead_at = NULL,"
         "  error = NULL, lease_token = NULL, lease_holder = NULL, lease_until = NULL",

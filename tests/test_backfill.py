@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from embedding_tasks import backfills, ledger, run, status, terminal
+from embedding_tasks import backfills, ledger, promotion, run, status, terminal
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
@@ -361,6 +361,61 @@ def test_a_paused_backfill_stays_paused_in_a_version_built_meanwhile(
     assert (numbers["model_version"], numbers["stored"], numbers["paused"]) == (
         *(2, 40, 10),
     )
+
+
+def test_a_paused_backfill_stays_paused_in_a_version_of_other_columns(
+    late_start: Project, store: Connection
+) -> None:
+    late_start.run()
+    _, number = begun(late_start, backfill=window(0, 10))
+    backfills.pause(store, "messages", number)
+    late_start.use_case(source={"input": ["body", "author"]})
+    assert late_start.run()["embedded"] == 40
+    numbers = status.of(store)[0]
+    assert (numbers["model_version"], numbers["stored"], numbers["paused"]) == (
+        *(2, 40, 10),
+    )
+
+
+@pytest.mark.parametrize("way", ["the file", "a rollback"])
+def test_a_paused_backfill_stays_paused_in_a_version_that_comes_back(
+    late_start: Project,
+    store: Connection,
+    make_model: Callable[..., Path],
+    tiny: Path,
+    way: str,
+) -> None:
+    late_start.run()
+    late_start.use_case(encoder={"model": str(make_model(seed=5))})
+    late_start.run()
+    _, number = begun(late_start, backfill=window(0, 10))
+    backfills.pause(store, "messages", number)
+    if way == "a rollback":
+        promotion.rollback(late_start.request())
+    else:
+        late_start.use_case(encoder={"model": str(tiny)})
+    assert late_start.run().get("embedded", 0) == 0
+    numbers = status.of(store)[0]
+    assert (numbers["model_version"], numbers["stored"], numbers["paused"]) == (
+        *(1, 40, 10),
+    )
+    case = late_start.use_case()
+    assert backfills.cancel(store, case, [number]).removed == 10
+
+
+def test_a_backfill_that_others_have_finished_is_done(
+    late_start: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Encoded:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "encode", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            late_start.run(backfill=window(0, 10))
+    assert [row["state"] for row in backfills.of(store, "messages")] == ["waiting"]
+    late_start.run()
+    assert [row["state"] for row in backfills.of(store, "messages")] == ["done"]
 
 
 # Pause and resume
