@@ -45,7 +45,7 @@ def left_of(
         "    AND queued_at <= coalesce((SELECT synced_at FROM embedline.run"
         "      WHERE id = %s), 'infinity')),"
         "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred"
-        f"    AND {WANTED_NOW}),"
+        f"    AND ({WANTED_NOW} OR {_SERVED})),"
         "  count(dead_at)"
         " FROM embedline.ledger l WHERE model_version = %s",
         [run_id, version.id],

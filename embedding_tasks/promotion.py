@@ -69,10 +69,11 @@ def promote(request: Request) -> list[ModelVersion]:
         finished = [v for v in versions.live(store, use_case_id) if v.state == "ready"]
         for ready in finished:
             left = judgement.left_of(store, ready)
-            if left.pending:
+            put_off = not judgement.is_within(request.use_case, left.deferred, left)
+            if left.pending or put_off:
                 raise StoreError(
-                    f"version {ready.version} has {left.pending} records waiting by "
-                    "now; run the use case first"
+                    f"version {ready.version} has {left.pending + left.deferred} "
+                    "records waiting by now; run the use case first"
                 )
             judgement.judge(request.use_case, ready, left)
         return versions.promote(

@@ -349,6 +349,26 @@ def test_a_version_waits_for_a_paused_record_that_the_serving_one_has(
     assert [(n["model_version"], n["stored"]) for n in status.of(store)] == [(2, 70)]
 
 
+def test_a_version_waits_for_a_paused_record_that_was_put_off(
+    late_start: Project, store: Connection, make_model: Callable[..., Path]
+) -> None:
+    late_start.run()
+    late_start.use_case(
+        encoder={"model": str(make_model(seed=5))}, thresholds={"undone_share": 0}
+    )
+    request, number = begun(late_start, backfill=window(0, 30))
+    run.embed_stage(request, 0)
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL, deferred = true, backfill = %s"
+        " WHERE key = '3' AND model_version ="
+        " (SELECT id FROM embedline.model_version WHERE version = 2)",
+        [number],
+    )
+    store.execute("UPDATE embedline.run SET paused_at = now() WHERE id = %s", [number])
+    run.publish_stage(request)
+    assert status.of(store)[0]["model_version"] == 1
+
+
 def test_a_paused_backfill_stays_paused_in_a_version_built_meanwhile(
     late_start: Project, store: Connection, make_model: Callable[..., Path]
 ) -> None:

@@ -149,6 +149,23 @@ def test_a_version_that_has_fallen_behind_is_not_promoted(
     assert states(store) == [(2, "active")]
 
 
+def test_a_version_the_source_has_moved_on_from_is_not_promoted(
+    full_use_case: Project, store: Connection, make_model: Callable[..., Any]
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(
+        encoder={"model": str(make_model(seed=12))}, auto_promote=False
+    )
+    full_use_case.run()
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL, deferred = true"
+        " WHERE key < '5' AND model_version ="
+        " (SELECT id FROM embedline.model_version WHERE version = 2)"
+    )
+    with pytest.raises(StoreError, match=r"version 2 has \d+ records waiting by now"):
+        run.promote(full_use_case.request())
+
+
 def test_a_version_is_not_promoted_past_a_sync_that_is_under_way(
     full_use_case: Project,
     store: Connection,
