@@ -106,6 +106,7 @@ def take_up(
         },
     )
     _keep_no_more(store, version, use_case.storage.data)
+    _keep_more(store, version)
     if not same:
         versions.read_everything(store, version.use_case)
     return versions.fetch(
@@ -134,6 +135,18 @@ def _keep_no_more(store: Connection, version: ModelVersion, data: str | int) -> 
             " WHERE model_version = %(id)s AND length(data) > %(most)s",
             {"id": version.id, "most": data},
         )
+
+
+def _keep_more(store: Connection, version: ModelVersion) -> None:
+    """Or more: the next sync then reads it from the source."""
+    store.execute(
+        "UPDATE embedline.source_cursor c"
+        " SET definition = jsonb_set(definition, '{data}', '[]')"
+        " FROM embedline.model_version m WHERE m.id = %s AND c.use_case = m.use_case"
+        " AND relation = 'records'"
+        " AND m.kept IS DISTINCT FROM definition -> 'data' -> 0",
+        [version.id],
+    )
 
 
 def drop_outdated(store: Connection, version: ModelVersion) -> None:

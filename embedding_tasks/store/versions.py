@@ -252,8 +252,9 @@ def retire(store: Connection, version: ModelVersion) -> None:
         [version.id],
     )
     store.execute(
-        "UPDATE embedline.model_version SET state = 'retired', retired_at = now()"
-        " WHERE id = %s",
+        "UPDATE embedline.model_version m SET state = 'retired', retired_at = now(),"
+        " kept = (SELECT definition -> 'data' -> 0 FROM embedline.source_cursor c"
+        "  WHERE c.use_case = m.use_case AND relation = 'records') WHERE id = %s",
         [version.id],
     )
     store.execute("DELETE FROM embedline.ledger WHERE model_version = %s", [version.id])
