@@ -376,6 +376,20 @@ def _set_aside(target: Target) -> int:
 
 
 def _enqueue_all_again(target: Target) -> None:
+    for version in target.versions:
+        # Vectors that a backfill was to make anew. What is locked is just being made.
+        target.execute(
+            sql.SQL(
+                "WITH held AS MATERIALIZED (SELECT key FROM embedline.ledger l"
+                "  WHERE model_version = %(version)s AND pending"
+                "   AND backfill IS NOT NULL"
+                "   AND EXISTS (SELECT FROM {} v WHERE v.key = l.key)"
+                "  ORDER BY key FOR UPDATE SKIP LOCKED)"
+                " UPDATE embedline.ledger l SET backfill = NULL FROM held"
+                " WHERE l.model_version = %(version)s AND l.key = held.key"
+            ).format(version.table),
+            version=version.id,
+        )
     target.execute(
         "UPDATE embedline.ledger SET have_hash = NULL, priority = %(priority)s,"
         "  backfill = NULL, queued_at = now(), attempts = 0, next_attempt_at = now(),"

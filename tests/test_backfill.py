@@ -298,6 +298,16 @@ def test_a_scheduled_sync_leaves_vectors_to_be_made_anew_to_their_backfill(
     assert status.of(store)[0]["paused"] == 40
 
 
+def test_a_run_that_makes_all_anew_takes_what_a_paused_backfill_was_to(
+    late_start: Project, store: Connection
+) -> None:
+    late_start.run()
+    _, number = begun(late_start, backfill=window(50, 70), reembed=True)
+    backfills.pause(store, "messages", number)
+    assert late_start.run(reembed=True)["embedded"] == 40
+    assert status.of(store)[0]["paused"] == 10
+
+
 def test_a_backfill_takes_over_from_one_that_is_paused(
     late_start: Project, store: Connection
 ) -> None:
