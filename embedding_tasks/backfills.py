@@ -109,6 +109,10 @@ def waiting(store: Connection, run: int) -> int:
     return int(row[0])
 
 
+def is_enqueued(store: Connection, run: int) -> bool:
+    return _has(store, run, "synced_at IS NOT NULL")
+
+
 def is_paused(store: Connection, run: int) -> bool:
     return _has(store, run, "paused_at IS NOT NULL")
 

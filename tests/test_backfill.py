@@ -808,3 +808,24 @@ def test_ctrl_c_says_how_to_go_on(
     assert "84 embedded" in embedline("work", "messages")
     (row,) = backfills.of(store, "messages")
     assert row["waiting"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ("sync_stage", "before anything was enqueued"),
+        ("publish_stage", "nothing of it waits any more"),
+    ],
+)
+def test_ctrl_c_tells_nothing_begun_from_all_done(
+    embedline: Callable[..., str],
+    late_start: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    says: str,
+) -> None:
+    def interrupted(request: run.Request) -> dict[str, int]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, stage, interrupted)
+    assert says in embedline("backfill", "start", "messages", "--key", "3", code=130)
