@@ -23,13 +23,14 @@ log = logging.getLogger(__name__)
 
 def of(store: Connection, name: str, limit: int = 20) -> list[dict[str, Any]]:
     """The use case's latest backfills, and all that are not done, newest first. Their
-    `state`: running, paused, cancelled, failed, done, or waiting: for the next run, or
-    for a further worker."""
+    `state`: running, paused, cancelled, failed, done (by whomever), or waiting: for the
+    next run, or for a further worker."""
     use_case = versions.use_case_id(store, name)
     with store.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(
             "SELECT r.id, CASE WHEN r.cancelled_at IS NOT NULL THEN 'cancelled'"
             "   WHEN r.paused_at IS NOT NULL THEN 'paused'"
+            "   WHEN r.synced_at IS NOT NULL AND l.waiting + l.dead = 0 THEN 'done'"
             "   WHEN r.state = 'running' THEN 'running'"
             "   WHEN l.waiting > 0 THEN 'waiting'"
             "   WHEN r.state = 'failed' THEN 'failed' ELSE 'done' END AS state,"
@@ -106,6 +107,10 @@ def waiting(store: Connection, run: int) -> int:
     ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def is_enqueued(store: Connection, run: int) -> bool:
+    return _has(store, run, "synced_at IS NOT NULL")
 
 
 def is_paused(store: Connection, run: int) -> bool:

@@ -35,17 +35,17 @@ _SERVED: LiteralString = (
 def left_of(
     store: Connection, version: ModelVersion, run_id: int | None = None
 ) -> Left:
-    """What was queued after the run's sync is another run's to do, and what belongs to
-    a paused backfill is nobody's for now; but no version may take over that lacks what
-    the serving one has."""
+    """What was queued after the run's sync (without a run: nothing) is another run's to
+    do, and what belongs to a paused backfill is nobody's for now; but no version may
+    take over that lacks what the serving one has."""
     row = store.execute(
         "SELECT count(*) FILTER (WHERE want_hash IS NOT NULL),"
         "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND NOT deferred"
         f"    AND ({WANTED_NOW} OR {_SERVED})"
         "    AND queued_at <= coalesce((SELECT synced_at FROM embedline.run"
-        "      WHERE id = %s), now())),"
+        "      WHERE id = %s), 'infinity')),"
         "  count(*) FILTER (WHERE pending AND dead_at IS NULL AND deferred"
-        f"    AND {WANTED_NOW}),"
+        f"    AND ({WANTED_NOW} OR {_SERVED})),"
         "  count(dead_at)"
         " FROM embedline.ledger l WHERE model_version = %s",
         [run_id, version.id],

@@ -30,6 +30,9 @@ ERROR_LENGTH = 300
 _HELD: LiteralString = (
     "(lease_until BETWEEN now() AND now() + make_interval(secs => 2 * %(seconds)s))"
 )
+# Only what has failed or was put off has a pause to wait out: a time to come on any
+# other was set before the clock was set back.
+_DUE: LiteralString = "(next_attempt_at <= now() OR attempts = 0 AND NOT deferred)"
 # Backfills whose records nobody takes, waits for or misses until they are resumed.
 PAUSED = sql.SQL("SELECT id FROM embedline.run WHERE paused_at IS NOT NULL")
 WANTED_NOW: LiteralString = (
@@ -75,8 +78,7 @@ def claim(
         "WITH next AS MATERIALIZED ("
         "  SELECT model_version, key FROM embedline.ledger"
         "  WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
-        "    AND next_attempt_at <= now()"
-        f"    AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
+        f"    AND {_DUE} AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
         "  ORDER BY priority, queued_at, key LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
         " UPDATE embedline.ledger l SET lease_token = %(token)s,"
         "   lease_holder = %(holder)s,"
@@ -178,8 +180,7 @@ def fail(
 def outstanding(store: Connection, version: ModelVersion, seconds: int) -> Outstanding:
     """`seconds`: how long a lease is given for."""
     row = store.execute(
-        "SELECT count(*) FILTER ("
-        f"    WHERE next_attempt_at <= now() AND {_HELD} IS NOT TRUE),"
+        f"SELECT count(*) FILTER (WHERE {_DUE} AND {_HELD} IS NOT TRUE),"
         f"  count(*) FILTER (WHERE {_HELD}),"
         "  coalesce(extract(epoch FROM"
         f"    min(lease_until) FILTER (WHERE {_HELD}) - now()), 0)::float8"
@@ -200,8 +201,7 @@ def ahead(
     row = store.execute(
         "SELECT count(*) FROM embedline.ledger"
         " WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
-        "  AND next_attempt_at <= now()"
-        f"  AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
+        f"  AND {_DUE} AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
         "  AND (priority, queued_at, key)"
         "   < (%(priority)s, %(queued_at)s, %(key)s::text)",
         {**waiting, "version": version.id, "seconds": seconds},

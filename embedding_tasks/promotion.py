@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def finish(store: Connection, request: Request, use_case_id: int, run_id: int) -> None:
+def finish(store: Connection, request: Request, use_case_id: int) -> None:
     """A version that is complete is ready, and serves if the use case says so. Raises
     `ThresholdError` where one would be complete but for too many dead records."""
     with store.transaction():
         versions.lock(store, use_case_id)  # no sync adds to it meanwhile
-        finished = False
+        finished: list[ModelVersion] = []
         refused: ThresholdError | None = None
         for candidate in versions.live(store, use_case_id):
-            left = judgement.left_of(store, candidate, run_id)
+            # whoever queued it: a later sync may have begun this version
+            left = judgement.left_of(store, candidate)
             if candidate.serves or left.pending:
                 continue
             if not judgement.is_within(request.use_case, left.deferred, left):
@@ -47,11 +48,12 @@ def finish(store: Connection, request: Request, use_case_id: int, run_id: int) -
                 refused = error
             else:
                 versions.mark_ready(store, candidate)
-                finished = True
+                finished.append(candidate)
         if finished and request.use_case.auto_promote:
             versions.promote(
                 store,
                 use_case_id,
+                finished,
                 prediction_from_source=request.prediction_from_source,
             )
     if refused:
@@ -64,17 +66,21 @@ def promote(request: Request) -> list[ModelVersion]:
     with request.open_store() as store, blame(store=store), store.transaction():
         use_case_id = versions.use_case_id(store, request.use_case.name)
         versions.lock(store, use_case_id)
-        live = versions.live(store, use_case_id)
-        for ready in (v for v in live if v.state == "ready"):
+        finished = [v for v in versions.live(store, use_case_id) if v.state == "ready"]
+        for ready in finished:
             left = judgement.left_of(store, ready)
-            if left.pending:
+            put_off = not judgement.is_within(request.use_case, left.deferred, left)
+            if left.pending or put_off:
                 raise StoreError(
-                    f"version {ready.version} has {left.pending} records waiting by "
-                    "now; run the use case first"
+                    f"version {ready.version} has {left.pending + left.deferred} "
+                    "records waiting by now; run the use case first"
                 )
             judgement.judge(request.use_case, ready, left)
         return versions.promote(
-            store, use_case_id, prediction_from_source=request.prediction_from_source
+            store,
+            use_case_id,
+            finished,
+            prediction_from_source=request.prediction_from_source,
         )
 
 

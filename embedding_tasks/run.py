@@ -224,7 +224,7 @@ def publish_stage(request: Request) -> dict[str, Any]:
     more is left undone than the use case allows."""
     with request.open_store() as store, _recorded(store, request, "publish") as run_id:
         use_case_id = versions.use_case_id(store, request.use_case.name)
-        promotion.finish(store, request, use_case_id, run_id)
+        promotion.finish(store, request, use_case_id)
         keep = request.use_case.keep_retired_days
         retired.drop_expired(store, use_case_id, keep)
         _judge_missing(store, request, run_id)
@@ -280,12 +280,25 @@ def _drain(worker: Worker) -> Exception | None:
     except DatabaseAway:
         raise
     except Exception as error:
+        if _is_retired(worker):
+            return None
         log.error(
             "version %d falls behind: %s: %s",
             *(worker.version.version, type(error).__name__, error),
         )
         return error
     return None
+
+
+def _is_retired(worker: Worker) -> bool:
+    """By another run meanwhile, which may have dropped its table, too."""
+    version = worker.version
+    with blame(store=worker.store):
+        live = versions.live(worker.store, version.use_case)
+    if version.id in {v.id for v in live}:
+        return False
+    log.warning("version %d was retired while it was embedded", version.version)
+    return True
 
 
 def _live(store: Connection, request: Request) -> list[ModelVersion]:

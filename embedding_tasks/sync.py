@@ -296,7 +296,8 @@ def _lock(target: Target) -> None:
 
 
 def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
-    """What waits for the schedule already stays the schedule's."""
+    """What waits for the schedule already stays the schedule's; what waits for a
+    backfill is taken from it by another one here, by the schedule in `_take_over`."""
     target.execute(
         "INSERT INTO embedline.ledger AS l"
         " (model_version, key, want_hash, priority, backfill)"
@@ -307,10 +308,12 @@ def _enqueue(target: Target, backfill: Backfill | None, reembed: bool) -> None:
         "  want_hash = EXCLUDED.want_hash,"
         "  have_hash = CASE WHEN EXCLUDED.want_hash IS NULL OR %(reembed)s"
         "    THEN NULL ELSE l.have_hash END,"
-        "  priority = CASE WHEN l.pending THEN least(l.priority, EXCLUDED.priority)"
-        "    ELSE EXCLUDED.priority END,"
-        "  backfill = CASE WHEN NOT l.pending OR l.backfill IS NOT NULL"
-        "    THEN EXCLUDED.backfill END,"
+        "  priority = CASE WHEN NOT l.pending THEN EXCLUDED.priority"
+        "    WHEN l.backfill IS NOT NULL THEN l.priority"
+        "    ELSE least(l.priority, EXCLUDED.priority) END,"
+        "  backfill = CASE WHEN NOT l.pending THEN EXCLUDED.backfill"
+        "    WHEN l.backfill IS NOT NULL AND EXCLUDED.want_hash IS NOT NULL"
+        "    THEN coalesce(EXCLUDED.backfill, l.backfill) END,"
         "  queued_at = CASE WHEN l.pending THEN l.queued_at ELSE now() END,"
         "  attempts = 0, next_attempt_at = now(), deferred = false, dead_at = NULL,"
         "  error = NULL, lease_token = NULL, lease_holder = NULL, lease_until = NULL",
@@ -379,6 +382,20 @@ def _set_aside(target: Target) -> int:
 
 
 def _enqueue_all_again(target: Target) -> None:
+    for version in target.versions:
+        # Vectors that a backfill was to make anew. What is locked is just being made.
+        target.execute(
+            sql.SQL(
+                "WITH held AS MATERIALIZED (SELECT key FROM embedline.ledger l"
+                "  WHERE model_version = %(version)s AND pending"
+                "   AND backfill IS NOT NULL"
+                "   AND EXISTS (SELECT FROM {} v WHERE v.key = l.key)"
+                "  ORDER BY key FOR UPDATE SKIP LOCKED)"
+                " UPDATE embedline.ledger l SET backfill = NULL FROM held"
+                " WHERE l.model_version = %(version)s AND l.key = held.key"
+            ).format(version.table),
+            version=version.id,
+        )
     target.execute(
         "UPDATE embedline.ledger SET have_hash = NULL, priority = %(priority)s,"
         "  backfill = NULL, queued_at = now(), attempts = 0, next_attempt_at = now(),"

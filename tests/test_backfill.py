@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from embedding_tasks import backfills, ledger, run, status, terminal
+from embedding_tasks import backfills, ledger, promotion, run, status, terminal
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
@@ -298,6 +298,16 @@ def test_a_scheduled_sync_leaves_vectors_to_be_made_anew_to_their_backfill(
     assert status.of(store)[0]["paused"] == 40
 
 
+def test_a_run_that_makes_all_anew_takes_what_a_paused_backfill_was_to(
+    late_start: Project, store: Connection
+) -> None:
+    late_start.run()
+    _, number = begun(late_start, backfill=window(50, 70), reembed=True)
+    backfills.pause(store, "messages", number)
+    assert late_start.run(reembed=True)["embedded"] == 40
+    assert status.of(store)[0]["paused"] == 10
+
+
 def test_a_backfill_takes_over_from_one_that_is_paused(
     late_start: Project, store: Connection
 ) -> None:
@@ -349,6 +359,26 @@ def test_a_version_waits_for_a_paused_record_that_the_serving_one_has(
     assert [(n["model_version"], n["stored"]) for n in status.of(store)] == [(2, 70)]
 
 
+def test_a_version_waits_for_a_paused_record_that_was_put_off(
+    late_start: Project, store: Connection, make_model: Callable[..., Path]
+) -> None:
+    late_start.run()
+    late_start.use_case(
+        encoder={"model": str(make_model(seed=5))}, thresholds={"undone_share": 0}
+    )
+    request, number = begun(late_start, backfill=window(0, 30))
+    run.embed_stage(request, 0)
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL, deferred = true, backfill = %s"
+        " WHERE key = '3' AND model_version ="
+        " (SELECT id FROM embedline.model_version WHERE version = 2)",
+        [number],
+    )
+    store.execute("UPDATE embedline.run SET paused_at = now() WHERE id = %s", [number])
+    run.publish_stage(request)
+    assert status.of(store)[0]["model_version"] == 1
+
+
 def test_a_paused_backfill_stays_paused_in_a_version_built_meanwhile(
     late_start: Project, store: Connection, make_model: Callable[..., Path]
 ) -> None:
@@ -361,6 +391,61 @@ def test_a_paused_backfill_stays_paused_in_a_version_built_meanwhile(
     assert (numbers["model_version"], numbers["stored"], numbers["paused"]) == (
         *(2, 40, 10),
     )
+
+
+def test_a_paused_backfill_stays_paused_in_a_version_of_other_columns(
+    late_start: Project, store: Connection
+) -> None:
+    late_start.run()
+    _, number = begun(late_start, backfill=window(0, 10))
+    backfills.pause(store, "messages", number)
+    late_start.use_case(source={"input": ["body", "author"]})
+    assert late_start.run()["embedded"] == 40
+    numbers = status.of(store)[0]
+    assert (numbers["model_version"], numbers["stored"], numbers["paused"]) == (
+        *(2, 40, 10),
+    )
+
+
+@pytest.mark.parametrize("way", ["the file", "a rollback"])
+def test_a_paused_backfill_stays_paused_in_a_version_that_comes_back(
+    late_start: Project,
+    store: Connection,
+    make_model: Callable[..., Path],
+    tiny: Path,
+    way: str,
+) -> None:
+    late_start.run()
+    late_start.use_case(encoder={"model": str(make_model(seed=5))})
+    late_start.run()
+    _, number = begun(late_start, backfill=window(0, 10))
+    backfills.pause(store, "messages", number)
+    if way == "a rollback":
+        promotion.rollback(late_start.request())
+    else:
+        late_start.use_case(encoder={"model": str(tiny)})
+    assert late_start.run().get("embedded", 0) == 0
+    numbers = status.of(store)[0]
+    assert (numbers["model_version"], numbers["stored"], numbers["paused"]) == (
+        *(1, 40, 10),
+    )
+    case = late_start.use_case()
+    assert backfills.cancel(store, case, [number]).removed == 10
+
+
+def test_a_backfill_that_others_have_finished_is_done(
+    late_start: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Encoded:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "encode", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            late_start.run(backfill=window(0, 10))
+    assert [row["state"] for row in backfills.of(store, "messages")] == ["waiting"]
+    late_start.run()
+    assert [row["state"] for row in backfills.of(store, "messages")] == ["done"]
 
 
 # Pause and resume
@@ -723,3 +808,24 @@ def test_ctrl_c_says_how_to_go_on(
     assert "84 embedded" in embedline("work", "messages")
     (row,) = backfills.of(store, "messages")
     assert row["waiting"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ("sync_stage", "before anything was enqueued"),
+        ("publish_stage", "nothing of it waits any more"),
+    ],
+)
+def test_ctrl_c_tells_nothing_begun_from_all_done(
+    embedline: Callable[..., str],
+    late_start: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    says: str,
+) -> None:
+    def interrupted(request: run.Request) -> dict[str, int]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, stage, interrupted)
+    assert says in embedline("backfill", "start", "messages", "--key", "3", code=130)

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from embedding_tasks import search, status
+from embedding_tasks import run, search, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, SearchError
 from embedding_tasks.store import versions
@@ -99,6 +99,26 @@ def test_another_recipe_of_one_feature_leaves_the_other_alone(
     assert states(store) == [("document", 1, "active"), ("summary", 3, "active")]
     changed = {table for table, *_ in vector_versions(store) ^ before}
     assert changed == {"vector_messages_v3"}
+
+
+def test_a_version_that_is_ready_takes_no_other_feature_s_with_it(
+    articles: Project, store: Connection, make_model: Callable[..., Path]
+) -> None:
+    articles.run()
+    articles.use_case(auto_promote=False, encoder={"model": str(make_model(seed=12))})
+    articles.run()
+    articles.use_case(auto_promote=True)
+    request = articles.request()
+    run.sync_stage(request)
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL WHERE model_version ="
+        " (SELECT id FROM embedline.model_version WHERE version = 3)"
+    )
+    run.publish_stage(request)
+    assert states(store) == [
+        ("document", 1, "active"),
+        *(("document", 3, "ready"), ("summary", 4, "active")),
+    ]
 
 
 def test_a_feature_that_is_added_or_taken_away_leaves_the_others_alone(

@@ -293,6 +293,17 @@ def test_a_lease_from_before_the_clock_was_set_back_holds_up_nobody(
     assert {*claim(store, version, 20).hashes} == {*lease.hashes}
 
 
+def test_records_queued_before_the_clock_was_set_back_are_not_waited_for(
+    store: Connection, version: ModelVersion
+) -> None:
+    store.execute(
+        "UPDATE embedline.ledger SET queued_at = queued_at + interval '1 day',"
+        " next_attempt_at = next_attempt_at + interval '1 day'"
+    )
+    assert ledger.outstanding(store, version, 60).claimable == 20
+    assert len(claim(store, version, 20).hashes) == 20
+
+
 def test_a_dead_record_without_a_vector_keeps_nothing_of_its_older_input(
     project: Project, db: Connection, store: Connection, version: ModelVersion
 ) -> None:

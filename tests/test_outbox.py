@@ -14,12 +14,13 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from embedding_tasks import check, promotion, run
+from embedding_tasks import check, forgetting, promotion, run
 from embedding_tasks.connections import Connection, as_environment, connect
 from embedding_tasks.errors import SourceError, TransientError
 from embedding_tasks.local.postgres import binary
 from embedding_tasks.source import installation
 from embedding_tasks.source.installation import Reader
+from embedding_tasks.store import versions
 from embedding_tasks.use_case import Window
 from tests.fix_cli import Command
 from tests.fix_project import Project, keys, row_versions, sync
@@ -898,3 +899,18 @@ def test_writers_at_once_with_the_installation_are_all_seen(
         thread.join()
     sync(project)
     assert keys(store) == {str(i) for (i,) in db.execute("SELECT id FROM messages")}
+
+
+def test_a_forgotten_record_comes_back_though_no_trigger_tells_of_it(
+    project: Project, store: Connection, write_messages: Write
+) -> None:
+    project.use_case(source={"strategy": "outbox"})
+    write_messages(range(10))
+    install(project)
+    project.run()
+    number = versions.use_case_id(store, "messages")
+    forgetting.forget(store, number, "3")
+    project.run()
+    assert "3" not in keys(store)
+    forgetting.undo(store, number, "3")
+    assert project.run()["embedded"] == 1

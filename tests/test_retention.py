@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from embedding_tasks import promotion, run
+from embedding_tasks import promotion, run, status
 from embedding_tasks.cli import app
 from embedding_tasks.connections import Connection, connect
+from embedding_tasks.encoders.encoded import Encoded
+from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.errors import StoreError
-from embedding_tasks.store import retired
+from embedding_tasks.store import retired, versions
+from tests.fix_models import ENCODE
 from tests.fix_project import Project
 
 MakeModel = Callable[..., Any]
@@ -152,6 +155,40 @@ def test_a_table_that_is_in_use_stays_and_fails_no_run(
         switched.run()
     assert "not dropped version=1" in caplog.text
     assert "vector_messages_v1" in tables(store)
+
+
+def test_a_worker_whose_version_was_dropped_goes_on_with_the_others(
+    full_use_case: Project,
+    db: Connection,
+    store: Connection,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was the serving one when the worker began."""
+    full_use_case.run()
+    full_use_case.use_case(keep_retired_days=0)
+    db.execute("UPDATE messages SET body = 'other words' WHERE id < 40")
+    request = full_use_case.request()
+    run.sync_stage(request)
+    use_case_id = versions.use_case_id(store, "messages")
+    other = str(make_model(seed=12))
+    calls: list[int] = []
+
+    def overtaken(self: TextEncoder, inputs: Any) -> Encoded:
+        calls.append(1)
+        if len(calls) == 1:
+            full_use_case.use_case(encoder={"model": other})
+            run.sync_stage(full_use_case.request())
+            building = versions.live(store, use_case_id)[1:]
+            versions.promote(store, use_case_id, building, prediction_from_source=False)
+            retired.drop_expired(store, use_case_id, 0)
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", overtaken)
+    assert run.embed_stage(request, 0)["embedded"] == 0
+    assert tables(store) == {"vector_messages_v2"}
+    full_use_case.run()
+    assert status.of(store)[0]["stored"] == 120
 
 
 def test_a_table_dropped_by_hand_leaves_nothing_behind(

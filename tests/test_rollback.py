@@ -356,6 +356,26 @@ def test_what_is_not_to_be_kept_any_more_does_not_come_back(
     assert rows.fetchall() == [(shown,)]
 
 
+@pytest.mark.parametrize("way", ["the file", "a rollback"])
+def test_what_is_to_be_kept_by_now_comes_with_the_next_run(
+    switched: Project, store: Connection, make_model: MakeModel, way: str
+) -> None:
+    switched.use_case(storage={"data": "none"})
+    switched.run()
+    switched.use_case(encoder={"model": str(make_model(seed=13))})
+    switched.run()
+    switched.use_case(storage={"data": 9})
+    switched.run()
+    if way == "a rollback":
+        promotion.rollback(switched.request())
+    else:
+        switched.use_case(encoder={"model": str(make_model(seed=12))})
+    assert switched.run().get("embedded", 0) == 0
+    assert states(store) == [(2, "active")]
+    rows = store.execute("SELECT DISTINCT data FROM embeddings.messages")
+    assert rows.fetchall() == [("message n",)]
+
+
 def test_of_several_features_one_is_named(
     full_use_case: Project, store: Connection
 ) -> None:

@@ -240,7 +240,7 @@ def test_explain_knows_who_waits_and_behind_how_many(
     assert explained("9") == "waiting to be embedded, behind 4 others"
     one(store, "priority = 10", "5")
     assert explained("5") == "waiting to be embedded, behind 4 others"
-    one(store, "next_attempt_at = now() + interval '1 hour'", "9")
+    one(store, "attempts = 1, next_attempt_at = now() + interval '1 hour'", "9")
     assert explained("5") == "waiting to be embedded, behind 3 others"
 
 

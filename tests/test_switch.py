@@ -158,7 +158,8 @@ def test_a_query_through_the_view_waits_for_a_switch_and_sees_the_new_version_wh
         before = reader.execute(question, prepare=prepared).fetchall()
         with store.transaction():
             use_case_id = versions.use_case_id(store, "messages")
-            versions.promote(store, use_case_id, prediction_from_source=False)
+            ready = [v for v in versions.live(store, use_case_id) if not v.serves]
+            versions.promote(store, use_case_id, ready, prediction_from_source=False)
             asked = pool.submit(
                 lambda: reader.execute(question, prepare=prepared).fetchall()
             )

@@ -149,6 +149,23 @@ def test_a_version_that_has_fallen_behind_is_not_promoted(
     assert states(store) == [(2, "active")]
 
 
+def test_a_version_the_source_has_moved_on_from_is_not_promoted(
+    full_use_case: Project, store: Connection, make_model: Callable[..., Any]
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(
+        encoder={"model": str(make_model(seed=12))}, auto_promote=False
+    )
+    full_use_case.run()
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL, deferred = true"
+        " WHERE key < '5' AND model_version ="
+        " (SELECT id FROM embedline.model_version WHERE version = 2)"
+    )
+    with pytest.raises(StoreError, match=r"version 2 has \d+ records waiting by now"):
+        run.promote(full_use_case.request())
+
+
 def test_a_version_is_not_promoted_past_a_sync_that_is_under_way(
     full_use_case: Project,
     store: Connection,
@@ -173,6 +190,23 @@ def test_a_version_is_not_promoted_past_a_sync_that_is_under_way(
         with pytest.raises(ThresholdError, match="in model version 1"):
             publishing.result()
     assert states(store) == [(1, "active"), (2, "building")]
+
+
+def test_a_run_promotes_no_version_that_a_later_sync_has_begun(
+    full_use_case: Project, store: Connection, make_model: Callable[..., Any]
+) -> None:
+    """What was queued after a run's sync is not its own: nor is the version."""
+    full_use_case.run()
+    earlier = full_use_case.request()
+    run.sync_stage(earlier)
+    full_use_case.use_case(encoder={"model": str(make_model(seed=12))})
+    run.sync_stage(full_use_case.request())
+    run.publish_stage(earlier)
+    states = [(n["model_version"], n["state"]) for n in status.of(store)]
+    assert states == [(1, "active"), (2, "building")]
+    assert store.execute("SELECT count(*) FROM embeddings.messages").fetchone() == (
+        120,
+    )
 
 
 def test_a_hot_record_does_not_keep_a_version_from_serving(

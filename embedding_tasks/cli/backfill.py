@@ -99,8 +99,11 @@ def _stopped(request: Request, number: int) -> str:
     name = request.use_case.name
     with request.open_store() as store:
         left = backfills.waiting(store, number)
-    if not left:
+        enqueued = backfills.is_enqueued(store, number)
+    if not enqueued:
         return "stopped before anything was enqueued; start it again"
+    if not left:
+        return "stopped; nothing of it waits any more"
     return (
         f"stopped; what was finished is stored, {left} records wait: "
         f"`embedline work {name}` goes on, and so does the next run; "

@@ -26,16 +26,13 @@ def forget(
     from embedding_tasks.store import versions
     from embedding_tasks.store.connection import open_store
 
-    key = _as_stored(use_case.find(name), key)
+    case = use_case.find(name)
+    key = _as_stored(case, key)
     with open_store() as store:
         number = versions.use_case_id(store, name)
         if undo:
             lifted = forgetting.undo(store, number, key)
-            terminal.say(
-                "the next sync brings it back, if the source has it"
-                if lifted
-                else "it was not forgotten"
-            )
+            terminal.say(_comes_back(case) if lifted else "it was not forgotten")
             return
         held = forgetting.holdings(store, number, key)
         terminal.say(f"this erases {_told(held)}, and keeps the record out")
@@ -47,6 +44,13 @@ def forget(
         "not reached: the source, backups, WAL, logs, trained weights; dead row "
         f"versions until: VACUUM {', '.join(f'embedline.{table}' for table in erased)}"
     )
+
+
+def _comes_back(case: UseCase) -> str:
+    told = "the next sync brings it back, if the source has it"
+    if case.source.start:
+        told += f"; one from before source.start: embedline backfill start {case.name}"
+    return told
 
 
 def _as_stored(case: UseCase, key: str) -> str:

@@ -88,11 +88,12 @@ def take_up(
     store.execute(
         sql.SQL(
             "INSERT INTO embedline.ledger"
-            " (model_version, key, want_hash, have_hash, priority)"
+            " (model_version, key, want_hash, have_hash, priority, backfill)"
             " SELECT %(id)s, w.key,"
             "  CASE WHEN %(same)s THEN w.want_hash"
             "   ELSE coalesce(t.input_hash, w.want_hash) END,"
-            "  CASE WHEN NOT %(labelled)s THEN t.input_hash END, %(priority)s"
+            "  CASE WHEN NOT %(labelled)s THEN t.input_hash END,"
+            "  %(priority)s, CASE WHEN t.key IS NULL THEN w.backfill END"
             " FROM {wanted} w LEFT JOIN {made} t USING (key) ORDER BY w.key"
         ).format(wanted=_wanted(serving, version), made=_made(version)),
         {
@@ -105,6 +106,7 @@ def take_up(
         },
     )
     _keep_no_more(store, version, use_case.storage.data)
+    _keep_more(store, version)
     if not same:
         versions.read_everything(store, version.use_case)
     return versions.fetch(
@@ -133,6 +135,18 @@ def _keep_no_more(store: Connection, version: ModelVersion, data: str | int) -> 
             " WHERE model_version = %(id)s AND length(data) > %(most)s",
             {"id": version.id, "most": data},
         )
+
+
+def _keep_more(store: Connection, version: ModelVersion) -> None:
+    """Or more: the next sync then reads it from the source."""
+    store.execute(
+        "UPDATE embedline.source_cursor c"
+        " SET definition = jsonb_set(definition, '{data}', '[]')"
+        " FROM embedline.model_version m WHERE m.id = %s AND c.use_case = m.use_case"
+        " AND relation = 'records'"
+        " AND m.kept IS DISTINCT FROM definition -> 'data' -> 0",
+        [version.id],
+    )
 
 
 def drop_outdated(store: Connection, version: ModelVersion) -> None:
@@ -184,9 +198,10 @@ def serve_again(
         " SET state = 'active', activated_at = now(), distance = %s WHERE id = %s",
         [serving.distance, back.id],
     )
-    # what is still to be made of it is no backfill any more
+    # what is still to be made of it is the schedule's, unless a backfill asked for it
     store.execute(
-        "UPDATE embedline.ledger SET priority = 0 WHERE model_version = %s AND pending",
+        "UPDATE embedline.ledger SET priority = 0"
+        " WHERE model_version = %s AND pending AND backfill IS NULL",
         [back.id],
     )
     versions.refresh_views(store, serving.use_case, prediction_from_source)
@@ -277,13 +292,17 @@ def _forget_weights(store: Connection, use_case: int) -> None:
 
 def _wanted(serving: ModelVersion | None, version: ModelVersion) -> sql.Composable:
     if serving is None:
-        return sql.SQL("(SELECT key, input_hash AS want_hash FROM {} AS made)").format(
-            _made(version)
-        )
+        return sql.SQL(
+            "(SELECT key, input_hash AS want_hash, NULL::bigint AS backfill"
+            " FROM {} AS made)"
+        ).format(_made(version))
+    # What only a backfill asked for, and nobody has stored, stays that backfill's.
     return sql.SQL(
-        "(SELECT key, want_hash FROM embedline.ledger"
-        " WHERE model_version = %(serving)s)"
-    )
+        "(SELECT key, want_hash, CASE WHEN have_hash IS NULL"
+        "   AND NOT EXISTS (SELECT FROM {} v WHERE v.key = l.key) THEN backfill END"
+        "   AS backfill"
+        " FROM embedline.ledger l WHERE model_version = %(serving)s)"
+    ).format(serving.table)
 
 
 def _made(version: ModelVersion) -> sql.Composable:

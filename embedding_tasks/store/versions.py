@@ -215,13 +215,16 @@ def mark_ready(store: Connection, version: ModelVersion) -> None:
 
 
 def promote(
-    store: Connection, use_case: int, *, prediction_from_source: bool
+    store: Connection,
+    use_case: int,
+    ready: list[ModelVersion],
+    *,
+    prediction_from_source: bool,
 ) -> list[ModelVersion]:
-    """Make every ready version a serving one, and its view, in one transaction."""
+    """Make these versions the serving ones, and their views, in one transaction."""
     with store.transaction():
         lock(store, use_case)
         versions = live(store, use_case)
-        ready = [v for v in versions if v.state == "ready"]
         if not ready:
             states = ", ".join(f"{v.version}: {v.state}" for v in versions)
             raise StoreError(f"no version is ready to be promoted (versions: {states})")
@@ -249,8 +252,9 @@ def retire(store: Connection, version: ModelVersion) -> None:
         [version.id],
     )
     store.execute(
-        "UPDATE embedline.model_version SET state = 'retired', retired_at = now()"
-        " WHERE id = %s",
+        "UPDATE embedline.model_version m SET state = 'retired', retired_at = now(),"
+        " kept = (SELECT definition -> 'data' -> 0 FROM embedline.source_cursor c"
+        "  WHERE c.use_case = m.use_case AND relation = 'records') WHERE id = %s",
         [version.id],
     )
     store.execute("DELETE FROM embedline.ledger WHERE model_version = %s", [version.id])
