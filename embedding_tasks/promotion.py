@@ -23,7 +23,7 @@ from embedding_tasks.sync import sync
 from embedding_tasks.target import Target
 
 if TYPE_CHECKING:
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
 
 log = logging.getLogger(__name__)
 

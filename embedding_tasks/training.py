@@ -24,7 +24,7 @@ from embedding_tasks.use_case.feature import Trained
 
 if TYPE_CHECKING:
     from embedding_tasks.encoders.trained.model import Rows
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from embedding_tasks import ledger, run
+from embedding_tasks import ledger, run, runs
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.ledger import Lease
 from embedding_tasks.store import versions
@@ -99,14 +99,14 @@ def test_a_write_that_meets_an_uncommitted_delete_is_turned_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     deleted, go_on = threading.Event(), threading.Event()
-    counted = run._count
+    counted = runs.count
 
     def wait(*args: Any) -> None:
         counted(*args)
         deleted.set()
         assert go_on.wait(20)
 
-    monkeypatch.setattr(run, "_count", wait)
+    monkeypatch.setattr(runs, "count", wait)
     db.execute("DELETE FROM messages WHERE id = 3")
     with (
         ThreadPoolExecutor(2) as pool,

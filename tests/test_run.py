@@ -87,7 +87,7 @@ DEATHS = [
     ("embedding_tasks.source.snapshot.position", 1, "after"),
     ("embedding_tasks.cursor.save", 1, "after"),
     ("embedding_tasks.sync._enqueue", 1, "after"),
-    ("embedding_tasks.run._count", 1, "after"),
+    ("embedding_tasks.runs.count", 1, "after"),
     # plan
     ("embedding_tasks.run.plan_stage", 1, "before"),
     ("embedding_tasks.run.plan_stage", 1, "after"),
@@ -98,8 +98,8 @@ DEATHS = [
     ("embedding_tasks.store.write._settle", 4, "after"),
     ("embedding_tasks.pipeline.write", 5, "after"),
     # publish
-    ("embedding_tasks.run._close", 1, "before"),
-    ("embedding_tasks.run._close", 1, "after"),
+    ("embedding_tasks.runs.close", 1, "before"),
+    ("embedding_tasks.runs.close", 1, "after"),
 ]
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from embedding_tasks import cursor, pipeline, run, staging
+from embedding_tasks import cursor, pipeline, run, runs, staging
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, DatabaseAway, ModelError
 from embedding_tasks.local import postgres
@@ -105,7 +105,7 @@ MOMENTS = [
     ("sync", connection, "connect"),
     ("sync", staging, "_copy"),
     ("sync", cursor, "save"),
-    ("embed", run, "_open"),
+    ("embed", runs, "begin"),
     ("embed", pipeline, "isolate"),
 ]
 

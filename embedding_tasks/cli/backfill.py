@@ -15,7 +15,7 @@ from embedding_tasks.errors import ConfigError
 from embedding_tasks.use_case import scope_of
 
 if TYPE_CHECKING:
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
 
 commands = typer.Typer(
     no_args_is_help=True,

@@ -14,7 +14,7 @@ from embedding_tasks.cli.app import Name, app, err
 from embedding_tasks.local.signals import interruptible
 
 if TYPE_CHECKING:
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
 
 
 @app.command()
@@ -34,7 +34,7 @@ def run(
     ] = False,
 ) -> None:
     """Bring a use case's vectors in step with its source."""
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
 
     request = Request(
         use_case=use_case.find(name),
@@ -86,7 +86,7 @@ def _tell(head: str, counts: Mapping[str, Any]) -> None:
 @app.command()
 def work(name: Name) -> None:
     """Help to embed what waits, as one more worker, until nothing is left."""
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
     from embedding_tasks.run import work as drain
 
     request = Request(use_case.find(name), external_id=external_id(), kind="work")
@@ -108,7 +108,7 @@ def train(
 ) -> None:
     """Train the encoders that learn from a use case's own rows."""
     from embedding_tasks import training
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
     from embedding_tasks.store import trained
 
     request = Request(use_case=use_case.find(name), external_id="", kind="cli")

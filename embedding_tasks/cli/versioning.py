@@ -65,7 +65,7 @@ def rollback(
 ) -> None:
     """Let the model version that served before serve again."""
     from embedding_tasks import promotion
-    from embedding_tasks.run import Request
+    from embedding_tasks.request import Request
 
     case = use_case.find(name)
     request = Request(use_case=case, external_id="", kind="cli")

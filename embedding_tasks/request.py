@@ -1,0 +1,53 @@
+"""What a run of a use case is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from embedding_tasks.connections import Connection, Resolve
+from embedding_tasks.errors import ConfigError
+from embedding_tasks.store.connection import open_store
+from embedding_tasks.sync import Backfill
+from embedding_tasks.use_case import PredictionColumn, Scope, UseCase, Window
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of a use case. `external_id` names it across stages and retries;
+    `backfill` is what it asks for, in place of all that is new, changed or gone."""
+
+    use_case: UseCase
+    external_id: str
+    kind: Literal["scheduled", "manual", "backfill", "cli", "work"]
+    backfill: Scope | None = None
+    reembed: bool = False
+    audit: bool = False
+    allow_deletes: bool = False
+    dry_run: bool = False
+    resolve: Resolve | None = None
+
+    def __post_init__(self) -> None:
+        no_time = self.use_case.source.event_time is None
+        if isinstance(self.backfill, Window) and no_time:
+            raise ConfigError(
+                f"use case {self.use_case.name!r} names no source.event_time, so there "
+                "is nothing a window could select by; valid: keys, or everything"
+            )
+        if self.backfill is not None and self.audit:
+            raise ConfigError(
+                "an audit reads every row of the source; leave out since, until, keys "
+                "and everything, and do not ask for it in a backfill"
+            )
+
+    @property
+    def prediction_from_source(self) -> bool:
+        return isinstance(self.use_case.prediction, PredictionColumn)
+
+    def of_run(self, run_id: int) -> Backfill | None:
+        if self.backfill is None:
+            return None
+        return Backfill(run_id or None, self.backfill)
+
+    def open_store(self) -> Connection:
+        return open_store(self.resolve)
