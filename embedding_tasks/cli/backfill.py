@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,10 @@ from embedding_tasks.errors import ConfigError
 from embedding_tasks.use_case import scope_of
 
 if TYPE_CHECKING:
+    from embedding_tasks.connections import Connection
     from embedding_tasks.request import Request
+
+    Change = Callable[[Connection, str, int | None], list[int]]
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -165,34 +169,38 @@ def _what(row: dict[str, Any]) -> str:
 def pause(name: Name, run: Run = None) -> None:
     """Leave its records be until it is resumed."""
     from embedding_tasks import backfills
-    from embedding_tasks.store.connection import open_store
 
-    with open_store() as store:
-        numbers = backfills.pause(store, name, run)
-        waiting = {number: backfills.waiting(store, number) for number in numbers}
+    waiting = _after(backfills.pause, name, run)
     for number, left in waiting.items():
         terminal.say(
             f"backfill {number} is paused, {left} records wait; a worker at work "
             "finishes what it holds"
         )
-    _say_if_none(numbers, "running or waiting")
+    _say_if_none([*waiting], "running or waiting")
 
 
 @commands.command()
 def resume(name: Name, run: Run = None) -> None:
     """Let its records be embedded again."""
     from embedding_tasks import backfills
-    from embedding_tasks.store.connection import open_store
 
-    with open_store() as store:
-        numbers = backfills.resume(store, name, run)
-        waiting = {number: backfills.waiting(store, number) for number in numbers}
+    waiting = _after(backfills.resume, name, run)
     for number, left in waiting.items():
         terminal.say(
             f"backfill {number} goes on, {left} records wait: the next run embeds "
             f"them, or now: embedline work {name}"
         )
-    _say_if_none(numbers, "paused")
+    _say_if_none([*waiting], "paused")
+
+
+def _after(change: Change, name: str, run: int | None) -> dict[int, int]:
+    """The backfills that were changed, and how many records wait for each."""
+    from embedding_tasks import backfills
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        numbers = change(store, name, run)
+        return {number: backfills.waiting(store, number) for number in numbers}
 
 
 @commands.command()
