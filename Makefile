@@ -34,7 +34,7 @@ test: $(INSTALLED)  ## lint, types and tests
 	$(BIN)/python -m pytest $(ARGS)
 
 chaos: $(INSTALLED)  ## storms, then a verdict (SEED=1-20 DURATION=20 MUTANT="no fence")
-	@$(BIN)/python -m tests.chaos --seeds $(SEED) --seconds $(DURATION) $(if $(MUTANT),--mutant "$(MUTANT)" --rounds 12)
+	@$(BIN)/python -m tests.chaos --seeds $(SEED) --seconds $(DURATION) $(if $(MUTANT),--mutant "$(MUTANT)" --rounds 30)
 
 parity: $(INSTALLED)  ## every recipe beside a plain forward of its reference (ROWS=200)
 	@$(BIN)/python -m benchmarks.parity --rows $(ROWS)

@@ -87,7 +87,7 @@ class Storm:
         tasks.warm_up()
         self._orders = Orders(self.folder, self.store, self.mutant)
         if self.mutant is not None:
-            self._orders = replace(self._orders, delays=(0.3, 1.0), lost_devices=0)
+            self._orders = replace(self._orders, delays=(1.0, 2.0), lost_devices=0)
 
     def _install_outbox(self, source: Connection) -> None:
         described = use_case.load(self.folder / "use_cases" / f"{NAME}.yaml")

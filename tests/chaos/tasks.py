@@ -72,7 +72,8 @@ class Troubled:
     orders: Orders
 
     def encode(self, inputs: Sequence[Any]) -> Encoded:
-        time.sleep(random.choice(self.orders.delays))
+        # less where a batch with poison is halved again and again
+        time.sleep(random.choice(self.orders.delays) * min(1, len(inputs) / 8))
         if random.random() < self.orders.lost_devices:
             raise DeviceError("the device is gone")
         if any(POISON in str(getattr(i, "text", i)) for i in inputs):
