@@ -183,7 +183,7 @@ def _look_up(
         present = records.keys(reading.present)
         _copy(target, connection, records, "seen", present)
     for keys in _chunks(target, _deferred_records(target)):
-        _copy_apart(target, connection, records, records.of_keys(keys))
+        _copy_apart(target, connection, records, records.in_these_words(keys))
         # a scan has told of them, and would seem to have found them twice
         if not reading.key_scan:
             target.execute(

@@ -73,6 +73,11 @@ class Extract:
     def of_keys(self, keys: Sequence[str]) -> sql.Composable:
         return self.rows(self.has_key(keys))
 
+    def in_these_words(self, keys: Sequence[str]) -> sql.Composable:
+        """Without those that are equal and written otherwise: 1.0 is not found by 1."""
+        same = sql.SQL("{} = ANY ({}::text[])").format(self.key, sql.Literal([*keys]))
+        return self.rows(sql.SQL("{} AND {}").format(self.has_key(keys), same))
+
     def but_for(self, keys: Sequence[str]) -> sql.Composable:
         return self.rows(sql.SQL("NOT ({})").format(self.has_key(keys)))
 
