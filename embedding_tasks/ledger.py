@@ -34,11 +34,8 @@ _HELD: LiteralString = (
 # other was set before the clock was set back.
 _DUE: LiteralString = "(next_attempt_at <= now() OR attempts = 0 AND NOT deferred)"
 # Backfills whose records nobody takes, waits for or misses until they are resumed.
-PAUSED = sql.SQL("SELECT id FROM embedline.run WHERE paused_at IS NOT NULL")
-WANTED_NOW: LiteralString = (
-    "(backfill IS NULL OR backfill NOT IN"
-    " (SELECT id FROM embedline.run WHERE paused_at IS NOT NULL))"
-)
+PAUSED: LiteralString = "SELECT id FROM embedline.run WHERE paused_at IS NOT NULL"
+WANTED_NOW: LiteralString = f"(backfill IS NULL OR backfill NOT IN ({PAUSED}))"
 
 _LET_GO: LiteralString = "lease_token = NULL, lease_holder = NULL, lease_until = NULL"
 

@@ -252,8 +252,7 @@ def _drain(worker: Worker) -> Exception | None:
 def _is_retired(worker: Worker) -> bool:
     """By another run meanwhile, which may have dropped its table, too."""
     version = worker.version
-    with blame(store=worker.store):
-        live = versions.live(worker.store, version.use_case)
+    live = versions.live(worker.store, version.use_case)
     if version.id in {v.id for v in live}:
         return False
     log.warning("version %d was retired while it was embedded", version.version)

@@ -172,7 +172,7 @@ def _compare(
     followed = records.followed
     claims: sql.Composable = sql.SQL("true")
     if backfill is not None:
-        claims = sql.SQL("l.backfill IN ({})").format(ledger.PAUSED)
+        claims = sql.SQL(f"l.backfill IN ({ledger.PAUSED})")
     mended = sql.SQL(
         "coalesce(l.dead_at IS NOT NULL AND starts_with(l.error, %(charge)s), false)"
     )
