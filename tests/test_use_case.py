@@ -43,7 +43,7 @@ def test_a_minimal_file_gets_sane_defaults(tmp_path: Path) -> None:
         ),
         ({"pooling": "clss"}, "pooling: no pooling 'clss': did you mean 'cls'? valid:"),
         ({"encoder": {"modle": "x"}}, "encoder: unknown field 'modle'"),
-        ({"encoder": {"dtype": "float64"}}, "encoder.dtype: input should be 'float32'"),
+        ({"encoder": {"dtype": "float64"}}, "encoder.dtype: input should be 'auto'"),
         (
             {"encoder": {"device": "gpu"}},
             "encoder.device: valid: 'auto', 'cpu', 'cuda'",

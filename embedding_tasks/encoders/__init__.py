@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 class Encoder(Protocol):
     """Holds a loaded model. The same input gives the same vector in any company."""
 
+    @property
+    def shared(self) -> bool:
+        """Several threads may call it at once."""
+        ...
+
+    def surroundings(self) -> dict[str, str]:
+        """What made the vectors, kept with the run: device, dtype."""
+        ...
+
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         """At least one input, as `embedding_tasks.inputs` forms them. Raises
         `DeviceError` when the device is lost, `TransientError` when a server is away,
@@ -54,15 +63,15 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
         case "text" if version.form.by_unit:
             from embedding_tasks.encoders.tokens import TokenEncoder
 
-            return TokenEncoder(_files(version), spec, runtime)
+            return _on_device(TokenEncoder, version, runtime)
         case "text":
             from embedding_tasks.encoders.text import TextEncoder
 
-            return TextEncoder(_files(version), spec, runtime)
+            return _on_device(TextEncoder, version, runtime)
         case "image":
             from embedding_tasks.encoders.image import ImageEncoder
 
-            return ImageEncoder(_files(version), spec, runtime)
+            return _on_device(ImageEncoder, version, runtime)
         case "openai":
             from embedding_tasks.encoders.endpoint import EndpointEncoder
 
@@ -77,6 +86,29 @@ def load(version: ModelVersion, runtime: Runtime) -> Encoder:
             return TrainedEncoder(spec, runtime)
         case kind:
             raise ModelError(f"no encoder of type {kind!r}")
+
+
+def _on_device(
+    kind: Callable[[Path, dict[str, Any], Runtime], Encoder],
+    version: ModelVersion,
+    runtime: Runtime,
+) -> Encoder:
+    """A model of transformers in the precision it was asked for, or in the one that
+    suits the device."""
+    from embedding_tasks.encoders import devices, precision
+
+    files, spec = _files(version), version.spec
+
+    def load(dtype: str) -> Encoder:
+        return kind(
+            files, {**spec, "encoder": {**spec["encoder"], "dtype": dtype}}, runtime
+        )
+
+    asked: str = spec["encoder"]["dtype"]
+    suits = devices.precision(asked, devices.choose(runtime.device))
+    if (asked, suits) == ("auto", "float16"):
+        return precision.HalfPrecision(load, spec["weights"])
+    return load(suits)
 
 
 def _files(version: ModelVersion) -> Path:

@@ -1,16 +1,32 @@
-"""Where a model runs, and what to do when there is no room. Needs torch alone."""
+"""Where a model runs, how precisely, and what to do when there is no room. Needs torch
+alone."""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
+from embedding_tasks.encoders import memory
 from embedding_tasks.errors import DeviceError, InputError
 
 T = TypeVar("T")
+
+# Read when CUDA is first used: batches of all sizes, and no memory lost between them.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+# Tokens of one pass where nothing else is said. On a CPU what stays in its caches; on
+# an accelerator what keeps it busy for longer than the next pass takes to launch, which
+# narrow models need more of.
+_CPU_TOKENS = 4096
+_WIDE_TOKENS, _NARROW_TOKENS, _NARROW = 65_536, 131_072, 512
+_SHARE_OF_FREE_MEMORY = 0.5
+_GOOD_PASSES, _GROWTH = 50, 1.25
 
 
 def choose(asked: str) -> torch.device:
@@ -22,6 +38,73 @@ def choose(asked: str) -> torch.device:
             "device; valid here: 'cpu', 'auto'"
         )
     return torch.device(asked)
+
+
+def precision(asked: str, device: torch.device) -> str:
+    """`auto` is half precision on CUDA, whose vectors are float32's to a cosine of
+    0.99999, and float32 elsewhere."""
+    if asked == "auto":
+        return "float16" if device.type == "cuda" else "float32"
+    return asked
+
+
+def described(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """What made vectors, for the record of the run that wrote them."""
+    named = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    if device.type == "cuda":
+        named["card"] = torch.cuda.get_device_name(device)
+    return named
+
+
+class Budget:
+    """How many tokens share a pass: as asked for, else by the memory that is free. Half
+    of it where memory has run out, a quarter more after passes that went well; what was
+    found out is remembered from run to run for a model on a kind of device."""
+
+    def __init__(
+        self, asked: int | None, model: nn.Module, device: torch.device, name: str
+    ) -> None:
+        """`name` is the model's: the digest of its weights."""
+        self._most = asked or _affordable(model, device)
+        self._lock = threading.Lock()
+        self._good = 0
+        kind = described(device, next(model.parameters()).dtype)
+        self._key = " ".join([name, *kind.values()])
+        self._tokens = min(self._most, memory.known("token_budgets", self._key) or 1e9)
+
+    @property
+    def tokens(self) -> int:
+        return int(self._tokens)
+
+    def fitted(self) -> None:
+        """A pass went well."""
+        with self._lock:
+            self._good += 1
+            if self._tokens < self._most and self._good >= _GOOD_PASSES:
+                self._set(min(self._most, self._tokens * _GROWTH))
+
+    def ran_out(self, tokens: int) -> None:
+        """A pass of so many tokens did not fit."""
+        with self._lock:
+            self._set(max(1, min(self._tokens, tokens) // 2))
+
+    def _set(self, tokens: float) -> None:
+        self._tokens, self._good = tokens, 0
+        memory.keep("token_budgets", self._key, int(tokens))
+
+
+def _affordable(model: nn.Module, device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CPU_TOKENS
+    config: Any = getattr(model, "config", None)
+    width = getattr(config, "hidden_size", None) or 1024
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    # What lives at once in the widest place of a layer: its input and what was added
+    # to it, query, key, value and attention, and the inner layer before and after GELU.
+    token_bytes = (6 * width + 2 * inner) * next(model.parameters()).element_size()
+    free, _ = torch.cuda.mem_get_info(device)
+    fits = int(free * _SHARE_OF_FREE_MEMORY / token_bytes)
+    return max(1, min(fits, _NARROW_TOKENS if width < _NARROW else _WIDE_TOKENS))
 
 
 def within_memory(

@@ -23,6 +23,16 @@ def remembered(topic: str, key: str, find_out: Callable[[], T]) -> T:
     return answer
 
 
+def known(topic: str, key: str) -> Any:
+    """None where it has not been kept."""
+    return _load(_path(topic)).get(key)
+
+
+def keep(topic: str, key: str, answer: str | int) -> None:
+    path = _path(topic)
+    _save(path, {**_load(path), key: answer})
+
+
 def forget(topic: str, key: str) -> None:
     path = _path(topic)
     known = _load(path)

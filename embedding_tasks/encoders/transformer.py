@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from embedding_tasks import pooling
+from embedding_tasks.encoders import devices
 from embedding_tasks.encoders.encoded import Prediction
 from embedding_tasks.errors import ModelError
 from embedding_tasks.use_case import LayerMix
@@ -38,7 +39,7 @@ def load(
         try:
             model, info = kind.from_pretrained(
                 folder,
-                dtype=getattr(torch, dtype),
+                dtype=getattr(torch, devices.precision(dtype, device)),
                 output_loading_info=True,
                 local_files_only=True,
             )

@@ -54,7 +54,7 @@ class OnDevice(Part):
 
     model: str = Field(min_length=1)
     revision: str = "main"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
 
     @field_validator("device")
