@@ -109,13 +109,39 @@ def test_the_norm_of_a_sum_is_layer_norm_s(width: int) -> None:
     assert (got.double() - wanted).abs().max() < 1e-2
 
 
+@torch.inference_mode()
 def test_patches_are_what_the_convolution_gives() -> None:
     convolution = nn.Conv2d(3, 64, 16, 16).cuda().half()
-    patches = acceleration.Patches(convolution)
     pixels = states(5, 3, 224, 230)
-    got, wanted = patches(pixels), convolution(pixels)
+    wanted = convolution(pixels)
+    acceleration.accelerate(convolution, torch.device("cuda"))
+    assert "forward" in vars(convolution)
+    got = convolution(pixels)
     assert got.shape == wanted.shape
     assert (got - wanted).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["ViT", "CLIPVision", "SiglipVision", "Bert"])
+@torch.inference_mode()
+def test_an_accelerated_model_says_the_same_and_can_be_taken_back(kind: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(num_hidden_layers=2)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(config).cuda().half().train(False)
+    given = (
+        states(3, 3, config.image_size, config.image_size)
+        if kind != "Bert"
+        else (torch.randint(5, 900, (3, 40), device="cuda"))
+    )
+    wanted = model(given).last_hidden_state
+    undo = acceleration.accelerate(model, torch.device("cuda"))
+    changed = [m for m in model.modules() if "forward" in vars(m)]
+    got = model(given).last_hidden_state
+    assert changed
+    assert 0 < (got - wanted).abs().max() < 2e-2 * wanted.abs().max()
+    undo()
+    assert torch.equal(model(given).last_hidden_state, wanted)
 
 
 @pytest.mark.parametrize(

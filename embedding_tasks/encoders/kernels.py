@@ -21,6 +21,7 @@ QUERIES, KEYS = 64, 32
 _ATTENTION = {"num_warps": 4, "num_stages": 3}
 _LOG2_E = 1.4426950408889634
 _ELEMENTS = 2048
+_ROWS = 4
 
 
 def tiles(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
@@ -79,17 +80,22 @@ def gelu(x: Tensor) -> Tensor:
     return out
 
 
-def sum_layer_norm(x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm(x + residual)` in one pass over memory, summed in float32."""
-    x, residual = x.contiguous(), residual.contiguous()
+def sum_layer_norm(
+    x: Tensor, residual: Tensor, norm: nn.LayerNorm, *, keep_sum: bool = False
+) -> Tensor:
+    """`norm(x + residual)` in one pass over memory, summed in float32; `keep_sum`
+    leaves the sum in `x`."""
+    assert x.is_contiguous()
+    residual = residual.contiguous()
     out = torch.empty_like(x)
     width = x.shape[-1]
     rows = x.numel() // width
-    _sum_layer_norm[(triton.cdiv(rows, 4),)](
+    _sum_layer_norm[(triton.cdiv(rows, _ROWS),)](
         *(x, residual, norm.weight, norm.bias, out, rows, norm.eps),
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
-        R=4,
+        R=_ROWS,
+        KEEP=keep_sum,
         num_warps=4,
     )
     return out
@@ -167,7 +173,7 @@ def _gelu(X, OUT, count, N: tl.constexpr):
 @triton.jit
 def _sum_layer_norm(
     X, RESIDUAL, WEIGHT, BIAS, OUT, rows, eps,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.arange(0, PADDED)
@@ -176,6 +182,8 @@ def _sum_layer_norm(
     at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
     x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
     x += tl.load(RESIDUAL + at, mask=inside, other=0.0).to(tl.float32)
+    if KEEP:
+        tl.store(X + at, x.to(X.dtype.element_ty), mask=inside)
     mean = tl.sum(x, 1) / WIDTH
     away = tl.where(wide[None, :], x - mean[:, None], 0.0)
     spread = tl.rsqrt(tl.sum(away * away, 1) / WIDTH + eps)
