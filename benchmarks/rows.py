@@ -1,0 +1,270 @@
+"""From rows of a Postgres table to vectors in a Postgres table, against each stage alone.
+
+    python -m benchmarks.rows                              MiniLM's size, 20,000 rows
+    python -m benchmarks.rows --size bert-base --rows 200000
+
+Texts of log-normal lengths in an embedded Postgres; a model of a usual size with random
+weights. `together` is the embed stage as a run has it. Alone are: reading the rows,
+encoding texts that are in memory, and claiming and writing with vectors that are there
+already; each by as many threads as the worker has lanes, on leases of one size, in the
+same run. The timeline shows which share of each tenth of the run the lanes spent where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import psycopg
+import yaml
+
+from benchmarks import harness, sized_models
+from embedding_tasks import encoders, ledger, run, use_case
+from embedding_tasks.connections import for_source
+from embedding_tasks.encoders import Encoder, Runtime
+from embedding_tasks.encoders.encoded import Encoded
+from embedding_tasks.local import postgres
+from embedding_tasks.run import Request
+from embedding_tasks.source import extract, snapshot
+from embedding_tasks.store import versions
+from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.store.write import Finished, write
+from embedding_tasks.timeline import Span
+from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
+
+NAME = "texts"
+SEED = 5
+LEASE = 8192
+RESULTS = Path(__file__).parent / "results" / "rows.json"
+
+_runs = count()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=sized_models.SIZES, default="minilm")
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--storage", choices=["vector", "halfvec"], default="vector")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    logging.getLogger("embedding_tasks").setLevel(logging.ERROR)
+    with project(asked.size, asked.storage) as case:
+        fill(asked.rows)
+        run.sync_stage(request(case))
+        found = measure(case, asked.rows, asked.rounds)
+    show(found, asked)
+    harness.save(asked.json, found, seed=SEED, size=asked.size, rows=asked.rows)
+
+
+def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
+    with request(case).open_store() as store:
+        version = versions.live(store, versions.use_case_id(store, NAME))[0]
+    encoder = encoders.load(version, Runtime())
+    lanes = LANES_OF_SHARED if encoder.shared else LANES
+    keys = [str(i) for i in range(rows)]
+    texts = sized_models.texts(rows, SEED)
+    encoder.encode(texts[: len(texts) // 4])
+    vectors = encoder.encode(texts).vectors
+    rates: dict[str, list[float]] = {}
+    spans: list[Span] = []
+    for _ in range(rounds):
+        for name, stage in {
+            "read": lambda: read(case, version, keys, lanes),
+            "encode": lambda: encode(encoder, texts, lanes),
+            "write": lambda: write_all(case, version, vectors, lanes),
+            "together": lambda: together(case, version, encoder, spans),
+        }.items():
+            if name in ("write", "together"):
+                run.sync_stage(request(case, reembed=True))
+            seconds = harness.seconds(stage)
+            rates.setdefault(name, []).append(rows / seconds)
+    medians = {name: statistics.median(rate) for name, rate in rates.items()}
+    slowest = min(("read", "encode", "write"), key=medians.__getitem__)
+    return {
+        **encoder.surroundings(),
+        "lanes": lanes,
+        "rows_per_second": rates,
+        "slowest": slowest,
+        "share_of_slowest": medians["together"] / medians[slowest],
+        "timeline": timeline(spans),
+    }
+
+
+def read(
+    case: use_case.UseCase, version: ModelVersion, keys: Sequence[str], lanes: int
+) -> None:
+    conninfo = for_source(case.source)
+
+    def lane(mine: Sequence[Sequence[str]]) -> None:
+        with snapshot.opened(conninfo) as source:
+            for chunk in mine:
+                with snapshot.look(source):
+                    inputs = extract.inputs(source, case, version.spec["input"])
+                    found, _ = snapshot.read_inputs(source, inputs, chunk)
+                for record in found.values():
+                    version.form.input(record.parts)
+
+    in_lanes(lane, chunks(keys), lanes)
+
+
+def encode(encoder: Encoder, texts: Sequence[str], lanes: int) -> None:
+    def lane(mine: Sequence[Sequence[str]]) -> None:
+        for chunk in mine:
+            encoder.encode(chunk)
+
+    in_lanes(lane, chunks(texts), lanes if encoder.shared else 1)
+
+
+def write_all(
+    case: use_case.UseCase, version: ModelVersion, vectors: Any, lanes: int
+) -> None:
+    """All that waits in the queue, with these vectors."""
+    asked = request(case)
+
+    def lane(_: object) -> None:
+        with asked.open_store() as store:
+            while True:
+                lease = ledger.claim(store, version, "bench", LEASE, 60, uuid4())
+                if not lease.hashes:
+                    return
+                keys = list(lease.hashes)
+                made = Encoded.of_records(vectors[np.array(keys, dtype=int)])
+                write(store, lease, Finished(keys, [None] * len(keys), made), RUN)
+                ledger.release(store, lease.token)
+
+    in_lanes(lane, [[]] * lanes, lanes)
+
+
+RUN = 1  # of the ledger's runs, the first sync
+
+
+def together(
+    case: use_case.UseCase, version: ModelVersion, encoder: Encoder, spans: list[Span]
+) -> None:
+    asked = request(case)
+    spans.clear()
+    with asked.open_store() as store:
+        worker = Worker(
+            store=store,
+            open_store=asked.open_store,
+            source_conninfo=for_source(case.source),
+            use_case=case,
+            version=version,
+            run_id=RUN,
+            holder="bench",
+            spans=spans,
+        )
+        with already_loaded(encoder):
+            worker.drain()
+
+
+@contextmanager
+def already_loaded(encoder: Encoder) -> Iterator[None]:
+    """What a worker pays once is no part of what a row costs."""
+    load = encoders.load
+    encoders.load = lambda version, runtime: encoder  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        encoders.load = load
+
+
+def in_lanes(
+    lane: Callable[[Any], None], work: Sequence[Sequence[Any]], lanes: int
+) -> None:
+    with ThreadPoolExecutor(lanes) as pool:
+        for done in [pool.submit(lane, work[i::lanes]) for i in range(lanes)]:
+            done.result()
+
+
+def chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
+    return [items[i : i + LEASE] for i in range(0, len(items), LEASE)]
+
+
+def timeline(spans: Sequence[Span]) -> list[dict[str, float]]:
+    """By tenth of the run, seconds of all lanes in each stage per second."""
+    first, last = min(s.began for s in spans), max(s.ended for s in spans)
+    step = (last - first) / 10
+    tenths = []
+    for tenth in range(10):
+        begin = first + tenth * step
+        shares: dict[str, float] = {}
+        for span in spans:
+            inside = min(span.ended, begin + step) - max(span.began, begin)
+            if inside > 0:
+                shares[span.stage] = shares.get(span.stage, 0.0) + inside / step
+        tenths.append(shares)
+    return tenths
+
+
+def show(found: dict[str, Any], asked: argparse.Namespace) -> None:
+    print(
+        f"{asked.size}, {asked.rows:,} rows, {found['lanes']} lanes, {found['device']}"
+    )
+    print("| | rows/s, median (range) |\n|---|---|")
+    for name, rates in found["rows_per_second"].items():
+        print(f"| {name} | {harness.spread(rates, '.0f')} |")
+    share, slowest = found["share_of_slowest"], found["slowest"]
+    print(f"| share of the slowest alone ({slowest}) | {share:.2f} |\n")
+    stages = ["claim", "read", "wait", "encode", "write"]
+    print(f"| tenth | {' | '.join(stages)} |\n|{'---|' * 6}")
+    for number, tenth in enumerate(found["timeline"], 1):
+        cells = " | ".join(f"{tenth.get(stage, 0):.2f}" for stage in stages)
+        print(f"| {number} | {cells} |")
+
+
+def request(case: use_case.UseCase, **options: Any) -> Request:
+    return Request(case, external_id=f"run{next(_runs)}", kind="cli", **options)
+
+
+@contextmanager
+def project(size: str, storage: str) -> Iterator[use_case.UseCase]:
+    with tempfile.TemporaryDirectory(prefix="rows-") as name:
+        folder = Path(name)
+        os.environ["EMBEDLINE_PROJECT"] = os.environ["EMBEDLINE_HOME"] = name
+        (folder / "use_cases").mkdir()
+        model = sized_models.save(size, folder / "model")
+        path = folder / "use_cases" / f"{NAME}.yaml"
+        described = {
+            "name": NAME,
+            "source": {"dsn": source(), "table": NAME, "key": "id", "input": "body"},
+            "encoder": {"model": str(model)},
+            **{"pooling": "mean", "normalize": True},
+            "storage": {"data": "none", "type": storage},
+        }
+        path.write_text(yaml.safe_dump(described))
+        try:
+            yield use_case.load(path)
+        finally:
+            postgres.release()
+
+
+def source() -> str:
+    return postgres.conninfo("production")
+
+
+def fill(rows: int) -> None:
+    with psycopg.connect(source(), autocommit=True) as db:
+        db.execute("CREATE TABLE texts (id bigint PRIMARY KEY, body text NOT NULL)")
+        with db.cursor().copy("COPY texts FROM STDIN") as copy:
+            for number, text in enumerate(sized_models.texts(rows, SEED)):
+                copy.write_row((number, text))
+        db.execute("VACUUM ANALYZE texts")
+
+
+if __name__ == "__main__":
+    main()
