@@ -21,7 +21,7 @@ from embedding_tasks import encoders
 from embedding_tasks.encoders import Runtime, recipe
 from embedding_tasks.encoders.image import ImageEncoder
 from embedding_tasks.errors import InputError, ModelError, TransientError
-from embedding_tasks.pipeline import isolate
+from embedding_tasks.isolation import isolate
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import UseCase
 from tests import image_models, image_references
