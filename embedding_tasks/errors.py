@@ -12,7 +12,7 @@ EmbedlineError
 └── TransientError         the same call may succeed later
     ├── DatabaseAway       source or store cannot be reached
     ├── DeviceError        out of memory, or the accelerator is gone
-    └── Stopped            whoever runs the work has said that it ends here
+    └── Stopped            somebody asked for a stop; says nothing of what was in hand
 """
 
 from __future__ import annotations

@@ -329,20 +329,20 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     made = encoder(saved("vit"))
     wanted = made.encode(pictures()[:40]).vectors
-    forward = ImageEncoder._forward
+    forward = ImageEncoder.forward
 
     def scarce(self: ImageEncoder, images: Any) -> Any:
         if len(images) > 3:
             raise torch.OutOfMemoryError("no")
         return forward(self, images)
 
-    monkeypatch.setattr(ImageEncoder, "_forward", scarce)
+    monkeypatch.setattr(ImageEncoder, "forward", scarce)
     assert np.abs(made.encode(pictures()[:40]).vectors - wanted).max() < 1e-5
 
     def none(self: ImageEncoder, images: Any) -> Any:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(ImageEncoder, "_forward", none)
+    monkeypatch.setattr(ImageEncoder, "forward", none)
     with pytest.raises(InputError, match="does not fit the memory"):
         made.encode(pictures()[:1])
 

@@ -39,8 +39,8 @@ class Encoder(Protocol):
 @dataclass(frozen=True)
 class Runtime:
     """What an encoder needs of its surroundings and that shapes no vector. `tokens`
-    is the most one forward pass may hold, padding included. `stopped` is looked at
-    between batches, and ends the work with `Stopped`."""
+    is the most one forward pass may hold, padding included. `stopped`: somebody wants
+    an end; encoders look at it between batches and raise `Stopped`."""
 
     device: str = "auto"
     tokens: int = 4096

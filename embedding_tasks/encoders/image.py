@@ -101,9 +101,17 @@ class Batch:
 
 
 class ImageEncoder:
-    """`spec` is a model version's."""
+    """`spec` is a model version's. Images are prepared in so many processes; of None,
+    in threads beside a model on the CPU, and on all cores but two beside any other."""
 
-    def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: dict[str, Any],
+        runtime: Runtime,
+        *,
+        processes: int | None = None,
+    ) -> None:
         self._budget = runtime.tokens
         self._stopped = runtime.stopped
         device = devices.choose(runtime.device)
@@ -116,9 +124,9 @@ class ImageEncoder:
         self._prepare = recipe.ready()
         self._scaled = scaled_on(device, scale) if scale else None
         self.shared = device.type == "cuda"
-        self._processes = (
-            preparing.processes(torch.cuda.device_count()) if self.shared else 0
-        )
+        if processes is None and self.shared:
+            processes = preparing.processes(torch.cuda.device_count())
+        self._processes = processes or 0
         self._preparation: Preparation[Prepared] = Preparation(
             preprocessing.Preparer,
             *(recipe, spec["encoder"]["max_pixels"]),
@@ -136,7 +144,7 @@ class ImageEncoder:
         failed: dict[int, str] = {}
         parts: list[tuple[Sequence[int], Encoded]] = []
         launched: deque[tuple[Sequence[int], Later]] = deque()
-        for batch in self._batches(inputs, failed):
+        for batch in self.batches(inputs, failed):
             if self._stopped.is_set():
                 raise Stopped("stopped between two batches of images")
             launched += self._within_memory(batch)
@@ -146,16 +154,23 @@ class ImageEncoder:
         return replace(in_order(joined(parts, len(inputs))), failed=failed)
 
     def probe(self) -> Encoded:
-        return self._forward(self._of([probe_picture()]))()
+        return self.forward(self._of([probe_picture()]))()
 
-    def _batches(
-        self, inputs: Sequence[bytes | str], failed: dict[int, str]
-    ) -> Iterator[Batch]:
-        waiting = Waiting(self._budget)
+    def prepared(
+        self, inputs: Sequence[bytes | str]
+    ) -> Iterator[tuple[range, Prepared]]:
+        """In order, ahead of whoever takes it."""
         chunk = 1
         if self._processes:
             chunk = max(1, min(_CHUNK, len(inputs) // self._processes))
-        for places, prepared in self._preparation.run(inputs, chunk):
+        return self._preparation.run(inputs, chunk)
+
+    def batches(
+        self, inputs: Sequence[bytes | str], failed: dict[int, str]
+    ) -> Iterator[Batch]:
+        """What cannot be prepared goes to `failed`."""
+        waiting = Waiting(self._budget)
+        for places, prepared in self.prepared(inputs):
             failed |= {places.start + i: why for i, why in prepared.failed.items()}
             for stack in prepared.stacks:
                 yield from waiting.add(stack.part(0, len(stack), places.start))
@@ -164,7 +179,7 @@ class ImageEncoder:
     def _within_memory(self, batch: Batch) -> list[tuple[Sequence[int], Later]]:
         def forward(chosen: Sequence[int]) -> tuple[Sequence[int], Later]:
             some = batch.split(chosen[-1] + 1)[0].split(chosen[0])[1]
-            return some.places, self._forward(some)
+            return some.places, self.forward(some)
 
         size = batch.stacks[0].shape[-2:]
         return devices.within_memory(
@@ -174,7 +189,8 @@ class ImageEncoder:
             lambda i: f"one image of {size} pixels",
         )
 
-    def _forward(self, batch: Batch) -> Later:
+    def forward(self, batch: Batch) -> Later:
+        """Launches it; what comes back waits for its vectors, in the batch's order."""
         model = self._model
         with torch.inference_mode(), devices.errors():
             pixels = {
@@ -199,8 +215,8 @@ class ImageEncoder:
         picture = probe_picture()
         other = picture.transpose(Image.Transpose.ROTATE_180)
         try:
-            alone = self._forward(self._of([picture]))().vectors
-            beside = self._forward(self._of([other, picture]))().only([1]).vectors
+            alone = self.forward(self._of([picture]))().vectors
+            beside = self.forward(self._of([other, picture]))().only([1]).vectors
         except (InputError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ModelError(
                 "encoder.model: the model does not take what its image processor "
