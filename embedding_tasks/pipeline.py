@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +21,9 @@ from psycopg import sql
 from embedding_tasks import encoders, facts, ledger
 from embedding_tasks.connections import Connection, Resolve, blame, usable
 from embedding_tasks.encoders import Encoder, Runtime
-from embedding_tasks.encoders.encoded import Encoded, joined
+from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.errors import InputError, ModelError, TransientError
+from embedding_tasks.isolation import isolate
 from embedding_tasks.ledger import Lease
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.source.snapshot import Input
@@ -288,32 +289,6 @@ class Worker:
         finally:
             done.set()
             thread.join()
-
-
-def isolate(encoder: Encoder, inputs: Sequence[Any]) -> tuple[Encoded, dict[int, str]]:
-    """Encode all that can be encoded, and say by position what cannot and why. A batch
-    that fails is halved until the bad input stands alone; what is None is left out.
-    Raises `ModelError`, and transient trouble: neither is an input's fault."""
-    parts: list[tuple[list[int], Encoded]] = []
-    errors: dict[int, str] = {}
-
-    def encode(positions: list[int]) -> None:
-        try:
-            parts.append((positions, encoder.encode([inputs[p] for p in positions])))
-            return
-        except (ModelError, TransientError):
-            raise
-        except Exception as error:
-            if len(positions) == 1:
-                errors[positions[0]] = f"{type(error).__name__}: {error}"
-                return
-        half = len(positions) // 2
-        encode(positions[:half])
-        encode(positions[half:])
-
-    if formed := [p for p, given in enumerate(inputs) if given is not None]:
-        encode(formed)
-    return joined(parts, len(inputs)), errors
 
 
 def _unfit(encoded: Encoded, version: ModelVersion) -> dict[int, str]:

@@ -29,7 +29,7 @@ from embedding_tasks.errors import (
     ModelError,
     TransientError,
 )
-from embedding_tasks.pipeline import isolate
+from embedding_tasks.isolation import isolate
 from embedding_tasks.use_case import UseCase
 from embedding_tasks.use_case.feature import Endpoint
 from tests.embedding_server import EmbeddingServer, serving

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embedding_tasks import encoders
-from embedding_tasks.encoders import Runtime, recipe
+from embedding_tasks.encoders import Runtime, image, recipe
 from embedding_tasks.encoders.image import ImageEncoder
-from embedding_tasks.errors import InputError, ModelError, TransientError
-from embedding_tasks.pipeline import isolate
+from embedding_tasks.encoders.preprocessing import PIXELS, Stack
+from embedding_tasks.errors import InputError, ModelError, Stopped, TransientError
+from embedding_tasks.isolation import isolate
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import UseCase
 from tests import image_models, image_references
@@ -318,6 +321,119 @@ def test_half_a_batch_may_be_broken(saved: Callable[[str], Path]) -> None:
     assert np.abs(got.vectors - wanted).max() < 1e-5
 
 
+def test_a_broken_image_costs_no_forward(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [x if i % 8 else b"broken" for i, x in enumerate(pictures()[:56])]
+    made = encoder(saved("vit"), tokens=16)  # four images of 32 x 32
+    passes: list[int] = []
+    forward = ImageEncoder.forward
+
+    def counted(self: ImageEncoder, batch: Any) -> Any:
+        passes.append(len(batch))
+        return forward(self, batch)
+
+    monkeypatch.setattr(ImageEncoder, "forward", counted)
+    got, errors = isolate(made, some)
+    assert sorted(errors) == [*range(0, 56, 8)] == sorted(got.failed)
+    assert passes == [4] * 12 + [1]
+    assert got.only([8, 9]).failed == {0: errors[8]}
+
+
+def test_a_batch_of_nothing_but_broken_images_has_no_vectors(
+    saved: Callable[[str], Path],
+) -> None:
+    got, errors = isolate(encoder(saved("detr"), pooling="queries"), [b"", None, b"x"])
+    assert sorted(errors) == [0, 2]
+    assert not len(got.vectors)
+
+
+def test_images_of_many_shapes_fill_their_batches(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(3)
+    shown = [(64, 64), (64, 80), (96, 64)]
+    sizes = [shown[i] for i in draw.integers(0, 3, 90)]
+    some = [encoded(photographs()[0].resize(size)) for size in sizes]
+    made = encoder(saved("detr"), tokens=160, pooling="queries")
+    passes: list[tuple[int, int]] = []
+    forward = ImageEncoder.forward
+
+    def counted(self: ImageEncoder, batch: Any) -> Any:
+        assert len({stack.shape for stack in batch.stacks}) == 1
+        passes.append((len(batch), batch.tokens))
+        return forward(self, batch)
+
+    monkeypatch.setattr(ImageEncoder, "forward", counted)
+    got = made.encode(some)
+    assert got.inputs.tolist() == [*range(90)]
+    assert all(count * tokens <= 160 for count, tokens in passes)
+    full = [count for count, tokens in passes if count == 160 // tokens]
+    assert len(passes) - len(full) <= 3  # the last of each shape
+    monkeypatch.undo()
+    for size in shown:
+        places = [i for i, own in enumerate(sizes) if own == size]
+        alone = made.encode([some[places[0]]]).vectors
+        assert np.abs(got.vectors[places] - alone).max() < 1e-5
+
+
+def test_images_that_wait_for_their_like_are_bounded() -> None:
+    waiting = image.Waiting(100)
+    most = 0
+    for number in range(400):
+        side = 16 * (1 + number % 7)
+        pixels = np.zeros((1, 3, side, 16 * 7), np.uint8)
+        stack = Stack([number], [(1, 1)], {PIXELS: pixels})
+        for batch in waiting.add(stack):
+            assert len(batch) * batch.tokens <= 100
+        held = sum(len(b) * b.tokens for b in waiting.rest())
+        most = max(most, held)
+    assert most <= 400
+
+
+@pytest.mark.parametrize("name", ["vit_head", "resnet", "detr"])
+def test_processes_make_the_same_vectors_as_threads(
+    saved: Callable[[str], Path], name: str, tmp_path: Path
+) -> None:
+    pooling = "queries" if name == "detr" else "mean"
+    spec = recipe_of(saved(name), pooling=pooling).spec
+    (tmp_path / "a.png").write_bytes(pictures()[0])
+    some = [*pictures(), b"broken", str(tmp_path / "a.png")]
+    apart = ImageEncoder(saved(name), spec, Runtime("cpu", 64), processes=2)
+    got = apart.encode(some)
+    wanted = encoder(saved(name), tokens=64, pooling=pooling).encode(some)
+    assert np.abs(got.vectors - wanted.vectors).max() < 1e-5
+    assert got.failed == wanted.failed
+    assert [*got.failed] == [len(pictures())]
+
+
+def test_several_threads_encode_at_once(saved: Callable[[str], Path]) -> None:
+    made = encoder(saved("vit_head"), tokens=64, prediction="head")
+    wanted = made.encode(pictures())
+    with ThreadPoolExecutor(4) as lanes:
+        for got in lanes.map(made.encode, [pictures()] * 8):
+            assert (got.vectors == wanted.vectors).all()
+            assert got.predictions == wanted.predictions
+
+
+def test_a_stop_ends_it_between_batches(saved: Callable[[str], Path]) -> None:
+    spec = recipe_of(saved("vit")).spec
+    stopped = threading.Event()
+    made = ImageEncoder(saved("vit"), spec, Runtime("cpu", 64, stopped=stopped))
+    made.encode(pictures())
+    stopped.set()
+    with pytest.raises(Stopped):
+        made.encode(pictures())
+    with pytest.raises(Stopped):
+        isolate(made, pictures())
+
+
+def test_what_made_the_vectors_is_told(saved: Callable[[str], Path]) -> None:
+    made = encoder(saved("vit"), encoder={"dtype": "bfloat16"})
+    assert made.surroundings() == {"device": "cpu", "dtype": "bfloat16"}
+    assert not made.shared
+
+
 def test_a_store_that_is_away_charges_nobody(saved: Callable[[str], Path]) -> None:
     made = encoder(saved("vit"))
     with pytest.raises(TransientError):
@@ -329,20 +445,20 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     made = encoder(saved("vit"))
     wanted = made.encode(pictures()[:40]).vectors
-    forward = ImageEncoder._forward
+    forward = ImageEncoder.forward
 
     def scarce(self: ImageEncoder, images: Any) -> Any:
         if len(images) > 3:
             raise torch.OutOfMemoryError("no")
         return forward(self, images)
 
-    monkeypatch.setattr(ImageEncoder, "_forward", scarce)
+    monkeypatch.setattr(ImageEncoder, "forward", scarce)
     assert np.abs(made.encode(pictures()[:40]).vectors - wanted).max() < 1e-5
 
     def none(self: ImageEncoder, images: Any) -> Any:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(ImageEncoder, "_forward", none)
+    monkeypatch.setattr(ImageEncoder, "forward", none)
     with pytest.raises(InputError, match="does not fit the memory"):
         made.encode(pictures()[:1])
 

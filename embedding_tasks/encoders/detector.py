@@ -3,7 +3,7 @@ image, or one for each object in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ class Detector:
         self._names = [config.id2label[i] for i in range(config.num_labels)]
 
     def __call__(
+        self, pixels: dict[str, Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> Callable[[], Encoded]:
+        encoded = self._encoded(pixels, sizes)
+        return lambda: encoded
+
+    def _encoded(
         self, pixels: dict[str, Tensor], sizes: Sequence[tuple[int, int]]
     ) -> Encoded:
         output = self._model(**pixels)

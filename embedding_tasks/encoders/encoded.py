@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,9 @@ class Encoded:
     `spans` (n, 2) the characters [start, stop) of the input it stands for; `boxes`
     (n, 4) xmin, ymin, xmax, ymax in pixels of the image as it is shown.
     `predictions` is empty or has one for each vector. `unknown` has one for each
-    input: the share of its words that the encoder does not know.
+    input: the share of its words that the encoder does not know. `failed` says by
+    position why an input has no vector: it could not be read, and cost the others
+    nothing.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -40,6 +42,7 @@ class Encoded:
     spans: npt.NDArray[np.int32] | None = None
     boxes: npt.NDArray[np.float32] | None = None
     unknown: npt.NDArray[np.float32] | None = None
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def of_records(cls, vectors: npt.NDArray[np.float32], **more: Any) -> Encoded:
@@ -61,6 +64,11 @@ class Encoded:
             kept,
             inputs=place[kept.inputs],
             unknown=None if self.unknown is None else self.unknown[list(positions)],
+            failed={
+                place: self.failed[position]
+                for place, position in enumerate(positions)
+                if position in self.failed
+            },
         )
 
     def rows(self, chosen: npt.NDArray[np.intp]) -> Encoded:
@@ -81,26 +89,25 @@ class Encoded:
 def joined(parts: Sequence[tuple[Sequence[int], Encoded]], count: int) -> Encoded:
     """Several answers as one over `count` inputs; each comes with the positions of
     the inputs it was given."""
-    if not parts:
-        return Encoded.of_records(np.empty((0, 0), np.float32))
-    places = [np.asarray(positions, np.int32) for positions, _ in parts]
+    failed = {places[i]: why for places, e in parts for i, why in e.failed.items()}
+    whole = [(np.asarray(p, np.int32), e) for p, e in parts if e.vectors.shape[1]]
+    if not whole:
+        return Encoded.of_records(np.empty((0, 0), np.float32), failed=failed)
     unknown = None
-    if any(e.unknown is not None for _, e in parts):
+    if any(e.unknown is not None for _, e in whole):
         unknown = np.zeros(count, np.float32)
-        for place, (_, encoded) in zip(places, parts, strict=True):
+        for place, encoded in whole:
             unknown[place] = encoded.unknown
     arrays = {
-        field.name: _concatenated([getattr(e, field.name) for _, e in parts])
-        for field in fields(Encoded)
-        if field.name in ("vectors", "units", "spans", "boxes")
+        name: _concatenated([getattr(e, name) for _, e in whole])
+        for name in ("vectors", "units", "spans", "boxes")
     }
     return Encoded(
-        inputs=np.concatenate(
-            [place[e.inputs] for place, (_, e) in zip(places, parts, strict=True)]
-        ),
-        predictions=[p for _, e in parts for p in e.predictions],
-        truncated=sum(e.truncated for _, e in parts),
+        inputs=np.concatenate([place[e.inputs] for place, e in whole]),
+        predictions=[p for _, e in whole for p in e.predictions],
+        truncated=sum(e.truncated for _, e in whole),
         unknown=unknown,
+        failed=failed,
         **arrays,
     )
 

@@ -1,17 +1,18 @@
 """Images through a vision model of the Hugging Face library.
 
-Images are fetched, decoded and preprocessed one by one in threads, a batch ahead of
-the model; only images that come out of that with one size share a forward pass, so
-none is ever padded to another's.
+Images are fetched, decoded and brought to the model's size ahead of it, in processes
+where the model is on a device of its own. Only images that come out of that with one
+shape share a forward pass, so none is ever padded to another's; where all have one,
+all passes but the last have one number of images.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,18 +20,33 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
 
-from embedding_tasks.encoders import Runtime, devices, pictures, transformer
+from embedding_tasks.encoders import (
+    Runtime,
+    devices,
+    preparing,
+    preprocessing,
+    transfer,
+    transformer,
+)
 from embedding_tasks.encoders.detector import Detector
 from embedding_tasks.encoders.encoded import Encoded, joined
+from embedding_tasks.encoders.preparing import Preparation
+from embedding_tasks.encoders.preprocessing import PIXELS, Prepared, Scale, Stack
 from embedding_tasks.encoders.vision import Vision
-from embedding_tasks.errors import InputError, ModelError
+from embedding_tasks.errors import InputError, ModelError, Stopped
 
 _THREADS = min(8, max(2, os.cpu_count() or 2))
+# Images that a process makes at a time: 5 MB of 224 x 224, so that a few dozen of them
+# under way are little memory.
+_CHUNK = 32
 # What of `batch.tokens` an image takes: one for each square of 16 by 16 pixels that
 # the model sees, whatever it makes of them.
 _PIXELS_PER_TOKEN = 256
+# Images that wait for others of their shape, in batches.
+_WAITING = 4
+
+Later = Callable[[], Encoded]
 
 
 class Model(Protocol):
@@ -42,116 +58,156 @@ class Model(Protocol):
 
     def __call__(
         self, pixels: dict[str, Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> Encoded:
+    ) -> Later:
         """Images of one size, `pixel_values` (batch, channels, height, width) and what
-        else the model `wants`, and the (height, width) they are shown in."""
+        else the model `wants`, and the (height, width) they are shown in. The work is
+        launched; what comes back waits for it."""
         ...
 
 
 @dataclass(frozen=True)
-class Ready:
-    """An image as the model takes it, and its (height, width) as it is shown."""
+class Batch:
+    """Images of one shape, in the pieces they came in."""
 
-    pixels: dict[str, Tensor]
-    size: tuple[int, int]
+    stacks: Sequence[Stack]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.stacks))
 
     @property
-    def shape(self) -> torch.Size:
-        return self.pixels["pixel_values"].shape
+    def places(self) -> list[int]:
+        return [place for stack in self.stacks for place in stack.places]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [size for stack in self.stacks for size in stack.sizes]
 
     @property
     def tokens(self) -> int:
-        return max(1, self.shape[-1] * self.shape[-2] // _PIXELS_PER_TOKEN)
+        """Of one image."""
+        height, width = self.stacks[0].shape[-2:]
+        return max(1, height * width // _PIXELS_PER_TOKEN)
+
+    def split(self, count: int) -> tuple[Batch, Batch]:
+        """The first so many, and the others."""
+        left: list[Stack] = []
+        right: list[Stack] = []
+        for stack in self.stacks:
+            taken = min(count, len(stack))
+            count -= taken
+            left += [stack.part(0, taken)] if taken else []
+            right += [stack.part(taken, len(stack))] if taken < len(stack) else []
+        return Batch(left), Batch(right)
 
 
 class ImageEncoder:
-    """`spec` is a model version's."""
+    """`spec` is a model version's. Images are prepared in so many processes; of None,
+    in threads beside a model on the CPU, and on all cores but two beside any other."""
 
-    def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
-        self._max_pixels: int = spec["encoder"]["max_pixels"]
+    def __init__(
+        self,
+        folder: Path,
+        spec: dict[str, Any],
+        runtime: Runtime,
+        *,
+        processes: int | None = None,
+    ) -> None:
         self._budget = runtime.tokens
+        self._stopped = runtime.stopped
         device = devices.choose(runtime.device)
-        self._processor = processor(folder)
         detects = spec["pooling"] == "queries" or isinstance(spec["pooling"], dict)
         kind: Callable[..., Model] = Detector if detects else Vision
         self._model = kind(folder, spec, device)
+        # what hooks keep of a pass is one thread's at a time
+        self._launching = threading.Lock()
+        recipe, scale = preprocessing.choose(folder, self._model.wants)
+        self._prepare = recipe.ready()
+        self._scaled = scaled_on(device, scale) if scale else None
+        self.shared = device.type == "cuda"
+        if processes is None and self.shared:
+            processes = preparing.processes(torch.cuda.device_count())
+        self._processes = processes or 0
+        self._preparation: Preparation[Prepared] = Preparation(
+            preprocessing.Preparer,
+            *(recipe, spec["encoder"]["max_pixels"]),
+            processes=self._processes,
+            threads=_THREADS,
+            stopped=runtime.stopped,
+        )
         self._refuse_what_does_not_fit()
 
+    def surroundings(self) -> dict[str, str]:
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return {"device": str(self._model.device), "dtype": dtype}
+
     def encode(self, inputs: Sequence[bytes | str]) -> Encoded:
+        failed: dict[int, str] = {}
         parts: list[tuple[Sequence[int], Encoded]] = []
-        start = 0
-        for batch in self._batches(inputs):
-            for places in of_one_size(batch):
-                parts += devices.within_memory(
-                    lambda chosen, batch=batch, start=start: (  # type: ignore[misc]
-                        [start + i for i in chosen],
-                        self._forward([batch[i] for i in chosen]),
-                    ),
-                    places,
-                    self._model.device,
-                    lambda i, batch=batch: (  # type: ignore[misc]
-                        f"one image of {tuple(batch[i].shape[-2:])} pixels"
-                    ),
-                )
-            start += len(batch)
-        return in_order(joined(parts, len(inputs)))
+        launched: deque[tuple[Sequence[int], Later]] = deque()
+        for batch in self.batches(inputs, failed):
+            if self._stopped.is_set():
+                raise Stopped("stopped between two batches of images")
+            launched += self._within_memory(batch)
+            while len(launched) > 1:  # the device has work while one is waited for
+                parts.append(arrived(*launched.popleft()))
+        parts += [arrived(*each) for each in launched]
+        return replace(in_order(joined(parts, len(inputs))), failed=failed)
 
     def probe(self) -> Encoded:
-        return self._forward([self._prepared(probe_picture())])
+        return self.forward(self._of([probe_picture()]))()
 
-    def _batches(self, inputs: Sequence[bytes | str]) -> Iterator[list[Ready]]:
-        batch: list[Ready] = []
-        held = 0
-        for ready in self._decoded(inputs):
-            if batch and held + ready.tokens > self._budget:
-                yield batch
-                batch, held = [], 0
-            batch.append(ready)
-            held += ready.tokens
-        if batch:
-            yield batch
+    def prepared(
+        self, inputs: Sequence[bytes | str]
+    ) -> Iterator[tuple[range, Prepared]]:
+        """In order, ahead of whoever takes it."""
+        chunk = 1
+        if self._processes:
+            chunk = max(1, min(_CHUNK, len(inputs) // self._processes))
+        return self._preparation.run(inputs, chunk)
 
-    def _decoded(self, inputs: Sequence[bytes | str]) -> Iterator[Ready]:
-        """In order, with threads at work on what comes next: about one batch of it,
-        while the model runs the one before."""
-        waiting = deque(inputs)
-        coming: deque[Future[Ready]] = deque()
-        ahead = _THREADS
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
-        try:
-            while waiting or coming:
-                while waiting and len(coming) < ahead:
-                    coming.append(pool.submit(self._read, waiting.popleft()))
-                ready = coming.popleft().result()
-                ahead = max(_THREADS, self._budget // ready.tokens)
-                yield ready
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def batches(
+        self, inputs: Sequence[bytes | str], failed: dict[int, str]
+    ) -> Iterator[Batch]:
+        """What cannot be prepared goes to `failed`."""
+        waiting = Waiting(self._budget)
+        for places, prepared in self.prepared(inputs):
+            failed |= {places.start + i: why for i, why in prepared.failed.items()}
+            for stack in prepared.stacks:
+                yield from waiting.add(stack.part(0, len(stack), places.start))
+        yield from waiting.rest()
 
-    def _read(self, given: bytes | str) -> Ready:
-        return self._prepared(pictures.read(given, self._max_pixels))
+    def _within_memory(self, batch: Batch) -> list[tuple[Sequence[int], Later]]:
+        def forward(chosen: Sequence[int]) -> tuple[Sequence[int], Later]:
+            some = batch.split(chosen[-1] + 1)[0].split(chosen[0])[1]
+            return some.places, self.forward(some)
 
-    def _prepared(self, image: Image.Image) -> Ready:
-        """What the model's own image processor makes of it."""
-        try:
-            made = self._processor(images=image, return_tensors="pt")
-        except (ValueError, ZeroDivisionError, OSError) as error:
-            raise InputError(
-                f"an image of {image.width} x {image.height} pixels cannot be brought "
-                f"to the model's size: {error}"
-            ) from error
-        pixels = {name: made[name] for name in self._model.wants if name in made}
-        return Ready(pixels, (image.height, image.width))
+        size = batch.stacks[0].shape[-2:]
+        return devices.within_memory(
+            forward,
+            range(len(batch)),
+            self._model.device,
+            lambda i: f"one image of {size} pixels",
+        )
 
-    def _forward(self, images: Sequence[Ready]) -> Encoded:
+    def forward(self, batch: Batch) -> Later:
+        """Launches it; what comes back waits for its vectors, in the batch's order."""
         model = self._model
-        pixels = {
-            name: torch.cat([i.pixels[name] for i in images]).to(model.device)
-            for name in images[0].pixels
-        }
-        pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
         with torch.inference_mode(), devices.errors():
-            return model(pixels, [i.size for i in images])
+            pixels = {
+                name: transfer.to_device(
+                    [stack.arrays[name] for stack in batch.stacks], model.device
+                )
+                for name in batch.stacks[0].arrays
+            }
+            if self._scaled is not None:
+                pixels[PIXELS] = self._scaled(pixels[PIXELS])
+            pixels[PIXELS] = pixels[PIXELS].to(model.dtype)
+            with self._launching:
+                return model(pixels, batch.sizes)
+
+    def _of(self, images: Sequence[Image.Image]) -> Batch:
+        ready = [preprocessing.ready(self._prepare, image) for image in images]
+        return Batch([Stack.of(dict(enumerate(ready)))])
 
     def _refuse_what_does_not_fit(self) -> None:
         """Whatever an architecture is: it takes what its image processor makes, and
@@ -159,9 +215,8 @@ class ImageEncoder:
         picture = probe_picture()
         other = picture.transpose(Image.Transpose.ROTATE_180)
         try:
-            one, two = (self._prepared(p) for p in (picture, other))
-            alone = self._forward([one]).vectors
-            beside = self._forward([two, one]).only([1]).vectors
+            alone = self.forward(self._of([picture]))().vectors
+            beside = self.forward(self._of([other, picture]))().only([1]).vectors
         except (InputError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ModelError(
                 "encoder.model: the model does not take what its image processor "
@@ -183,18 +238,50 @@ def changes(what: str) -> ModelError:
     )
 
 
-def processor(folder: Path) -> Any:
-    """Pillow's way of resizing, also where torchvision is installed: theirs differ,
-    and an image has one vector on all machines."""
-    try:
-        with transformer.quiet():
-            return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                folder, backend="pil", local_files_only=True
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"encoder.model: {str(folder)!r} has no image processor that loads: {error}"
-        ) from error
+class Waiting:
+    """Images until there are enough of one shape to fill a batch of `budget` tokens,
+    or too many of all."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._held: dict[tuple[int, ...], Batch] = {}
+
+    def add(self, stack: Stack) -> Iterator[Batch]:
+        held = self._held.get(stack.shape, Batch([]))
+        batch = self._held[stack.shape] = Batch([*held.stacks, stack])
+        full = max(1, self._budget // batch.tokens)
+        while len(batch) >= full:
+            taken, batch = batch.split(full)
+            yield taken
+        self._held[stack.shape] = batch
+        if not len(batch):
+            del self._held[stack.shape]
+        while self._tokens() > _WAITING * self._budget:
+            yield self._held.pop(max(self._held, key=lambda s: len(self._held[s])))
+
+    def rest(self) -> Iterator[Batch]:
+        yield from self._held.values()
+
+    def _tokens(self) -> int:
+        return sum(len(batch) * batch.tokens for batch in self._held.values())
+
+
+def scaled_on(device: torch.device, scale: Scale) -> Callable[[Tensor], Tensor]:
+    """The processor's values of pixels in whole numbers, float32 whatever follows."""
+    offset, factor = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (scale.offset, scale.factor)
+    )
+
+    def scaled(pixels: Tensor) -> Tensor:
+        return torch.sub(pixels, offset).mul_(factor)
+
+    return scaled
+
+
+def arrived(places: Sequence[int], later: Later) -> tuple[Sequence[int], Encoded]:
+    with devices.errors():
+        return places, later()
 
 
 def probe_picture() -> Image.Image:
@@ -202,14 +289,6 @@ def probe_picture() -> Image.Image:
     rows, columns = np.mgrid[0:48, 0:64]
     colours = [rows * 5, columns * 4, (rows * columns) % 256]
     return Image.fromarray(np.stack(colours, axis=-1).astype(np.uint8))
-
-
-def of_one_size(batch: Sequence[Ready]) -> list[list[int]]:
-    """Positions of the images that share a shape."""
-    groups: dict[torch.Size, list[int]] = {}
-    for place, ready in enumerate(batch):
-        groups.setdefault(ready.shape, []).append(place)
-    return list(groups.values())
 
 
 def in_order(encoded: Encoded) -> Encoded:

@@ -6,7 +6,7 @@ how many of them come before the patches, whether there is a pooler.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedM
 from embedding_tasks import pooling
 from embedding_tasks.encoders import transformer
 from embedding_tasks.encoders.encoded import Encoded
+from embedding_tasks.encoders.transfer import Returning
 from embedding_tasks.errors import ModelError
 
 # Of a model of images and texts, what the vectors of images need not have.
@@ -47,7 +48,7 @@ class Vision:
 
     def __call__(
         self, pixels: dict[str, Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> Encoded:
+    ) -> Callable[[], Encoded]:
         if self._features is not None:
             return self._encoded(self._features(pixels["pixel_values"]))
         output, base, hidden = self._hidden(**pixels)
@@ -57,16 +58,25 @@ class Vision:
             vectors = self._pooled(hidden)
         return self._encoded(vectors, output.logits if self._head else None)
 
-    def _encoded(self, vectors: Tensor, logits: Tensor | None = None) -> Encoded:
+    def _encoded(
+        self, vectors: Tensor, logits: Tensor | None = None
+    ) -> Callable[[], Encoded]:
         vectors = vectors.to(torch.float32)
         if self._normalize:
             vectors = pooling.normalized(vectors)
-        return Encoded.of_records(
-            vectors.cpu().numpy(),
-            predictions=self._head.predictions(logits.to(torch.float32).cpu())
-            if self._head and logits is not None
-            else (),
-        )
+        head = self._head
+        if head is None or logits is None:
+            alone = Returning(vectors)
+            return lambda: Encoded.of_records(alone.arrived()[0].numpy())
+        both = Returning(vectors, logits.to(torch.float32))
+
+        def predicted() -> Encoded:
+            made, spread = both.arrived()
+            return Encoded.of_records(
+                made.numpy(), predictions=head.predictions(spread)
+            )
+
+        return predicted
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         is_map = hidden.ndim == 4

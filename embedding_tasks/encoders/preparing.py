@@ -1,0 +1,227 @@
+"""What a model reads of its inputs, made ahead of it: texts cut into tokens, images
+decoded. In threads where the model's own work is on the same cores, in processes where
+it is not: Python code of several threads runs on one core.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from embedding_tasks.encoders import preparing_process
+from embedding_tasks.errors import Stopped, TransientError
+
+T = TypeVar("T")
+Prepare = Callable[[Sequence[Any]], T]
+
+# Chunks under way for each worker: one that it is at, one that waits.
+_AHEAD = 2
+_LOOK_SECONDS = 0.2
+# One core feeds the device, one reads and writes.
+_SPARED = 2
+_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def cores() -> int:
+    """Those this process may use: its affinity, and its container's quota."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    count = len(allowed(0)) if allowed else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def processes(devices: int = 1) -> int:
+    """For one of so many devices that share this machine."""
+    return max(1, (cores() - _SPARED) // max(1, devices))
+
+
+class Preparation(Generic[T]):
+    """Runs the callable that `build(*args)` makes on chunks of inputs, in `processes`
+    of their own, else in `threads`, else where it is asked for.
+
+    Each worker builds its own callable at its first chunk, keeps it, and never runs
+    it twice at a time. A process gets `build`, `args` and inputs by pickle: `build` is
+    a function of a module. `stopped` ends a wait with `Stopped`, and the workers.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., Prepare[T]],
+        *args: Any,
+        processes: int = 0,
+        threads: int = 0,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        self._count = processes or threads
+        self._stopped = stopped or threading.Event()
+        self._own = threading.local()
+        self._inline: list[Prepare[T]] = []
+        self._one_at_a_time = threading.Lock()
+        started: list[Process] = []
+        self._pool = ThreadPoolExecutor(max(1, self._count), "preparing")
+        self._end = weakref.finalize(self, _end, self._pool, started)
+
+        def make() -> Prepare[T]:
+            if not processes:
+                return build(*args)
+            started.append(Process(build, args))
+            return started[-1]
+
+        self._make = make
+
+    def run(self, inputs: Sequence[Any], chunk: int) -> Iterator[tuple[range, T]]:
+        """What was made of each `chunk` of inputs, in order, with their positions. A
+        bounded number of chunks is worked on ahead of whoever takes them; who stops
+        taking them cancels what has not begun. Several threads may run it at once.
+        Raises what the callable raises, and `TransientError` when a process dies."""
+        coming: deque[tuple[range, Future[T]]] = deque()
+        try:
+            for start in range(0, len(inputs), chunk):
+                places = range(start, min(start + chunk, len(inputs)))
+                coming.append((places, self._submitted(inputs[start : places.stop])))
+                if len(coming) > self._count * _AHEAD:
+                    yield self._taken(*coming.popleft())
+            while coming:
+                yield self._taken(*coming.popleft())
+        except Exception:
+            self._refuse_when_stopped()  # by another thread, which ended the workers
+            raise
+        finally:
+            for _, future in coming:
+                future.cancel()
+
+    def close(self) -> None:
+        """Ends the workers at once; this cannot run again."""
+        self._end()
+
+    def _submitted(self, chunk: Sequence[Any]) -> Future[T]:
+        self._refuse_when_stopped()
+        if self._count:
+            return self._pool.submit(self._worked, chunk)
+        future: Future[T] = Future()
+        try:
+            future.set_result(self._worked_here(chunk))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def _worked_here(self, chunk: Sequence[Any]) -> T:
+        with self._one_at_a_time:
+            self._inline = self._inline or [self._make()]
+            return self._inline[0](chunk)
+
+    def _worked(self, chunk: Sequence[Any]) -> T:
+        if not hasattr(self._own, "prepare"):
+            self._own.prepare = self._make()
+        made: T = self._own.prepare(chunk)
+        return made
+
+    def _taken(self, places: range, future: Future[T]) -> tuple[range, T]:
+        while not wait([future], _LOOK_SECONDS).done:
+            self._refuse_when_stopped()
+        try:
+            return places, future.result()
+        except Exception as error:
+            error.add_note(f"preparing inputs {places.start} to {places.stop - 1}")
+            raise
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stopped.is_set():
+            self.close()
+            raise Stopped("stopped while inputs were prepared")
+
+
+class Process:
+    """Keeps `Prepare`. It is started at its first chunk and, if it dies, again at the
+    next one."""
+
+    def __init__(self, build: Callable[..., Any], args: Sequence[Any]) -> None:
+        self._task = pickle.dumps((build, args))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+        self._closed = False
+
+    def __call__(self, chunk: Sequence[Any]) -> Any:
+        link = self._link or self._start()
+        try:
+            preparing_process.send(link, chunk)
+            done, answer = preparing_process.receive(link)
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+        if not done:
+            raise answer
+        return answer
+
+    def _start(self) -> socket.socket:
+        if self._closed:
+            raise self._lost()
+        link, theirs = socket.socketpair()
+        command = [sys.executable, "-P", preparing_process.__file__]
+        with theirs:
+            self._link = link
+            try:
+                self._process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.PIPE,  # what it ends with
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, **_ENVIRONMENT},
+                    process_group=0,
+                )
+            except OSError as error:
+                self.end()
+                raise TransientError(
+                    f"a process that prepares inputs cannot be started: {error}"
+                ) from error
+        try:
+            preparing_process.send(link, (sys.path, self._task))
+        except OSError as error:
+            raise self._lost() from error
+        return link
+
+    def _lost(self) -> TransientError:
+        code = self.end()
+        if self._closed:
+            return TransientError("the processes that prepare inputs were ended")
+        how = f"by signal {-code}" if code < 0 else f"with status {code}"
+        if code == -signal.SIGKILL:
+            how += ", as Linux ends one when memory runs out"
+        return TransientError(f"a process that prepares inputs ended {how}")
+
+    def close(self) -> None:
+        self._closed = True
+        self.end()
+
+    def end(self) -> int:
+        """What it ended with, at once: it has nothing to save."""
+        process, link = self._process, self._link
+        self._process = self._link = None
+        if link is not None:
+            with suppress(OSError):  # wakes a thread that waits for an answer
+                link.shutdown(socket.SHUT_RDWR)
+            link.close()
+        if process is None or process.stdin is None:
+            return 0
+        with process.stdin:
+            process.kill()
+        return process.wait()
+
+
+def _end(pool: ThreadPoolExecutor, started: list[Process]) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in started:
+        process.close()
