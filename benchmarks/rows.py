@@ -1,4 +1,4 @@
-"""From rows of a Postgres table to vectors in a Postgres table, against each stage alone.
+"""From rows in Postgres to vectors in Postgres, against each stage alone.
 
     python -m benchmarks.rows                              MiniLM's size, 20,000 rows
     python -m benchmarks.rows --size bert-base --rows 200000
@@ -13,12 +13,10 @@ same run. The timeline shows which share of each tenth of the run the lanes spen
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +28,8 @@ from uuid import uuid4
 import numpy as np
 import psycopg
 import yaml
+from embedding_tasks.timeline import Span
+from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
 
 from benchmarks import harness, sized_models
 from embedding_tasks import encoders, ledger, run, use_case
@@ -42,8 +42,6 @@ from embedding_tasks.source import extract, snapshot
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.store.write import Finished, write
-from embedding_tasks.timeline import Span
-from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
 
 NAME = "texts"
 SEED = 5

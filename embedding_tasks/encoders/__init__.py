@@ -48,11 +48,11 @@ class Encoder(Protocol):
 @dataclass(frozen=True)
 class Runtime:
     """What an encoder needs of its surroundings and that shapes no vector. `tokens`
-    is the most one forward pass may hold, padding included. `stopped`: somebody wants
+    is the most one forward pass may hold, padding included; None: as many as suit. `stopped`: somebody wants
     an end; encoders look at it between batches and raise `Stopped`."""
 
     device: str = "auto"
-    tokens: int = 4096
+    tokens: int | None = None
     resolve: Resolve | None = None
     open_store: Callable[[], Connection] | None = None
     stopped: threading.Event = field(default_factory=threading.Event)

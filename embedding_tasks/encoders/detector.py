@@ -31,7 +31,7 @@ class Detector:
         self._model = transformer.load(
             AutoModelForObjectDetection, folder, spec["encoder"]["dtype"], device
         )
-        self.dtype = self._model.dtype
+        self.network, self.dtype = self._model, self._model.dtype
         self.wants = [
             name
             for name in ("pixel_values", "pixel_mask")

@@ -65,32 +65,44 @@ class Budget:
         self, asked: int | None, model: nn.Module, device: torch.device, name: str
     ) -> None:
         """`name` is the model's: the digest of its weights."""
+        self.device = device
         self._most = asked or _affordable(model, device)
         self._lock = threading.Lock()
         self._good = 0
         kind = described(device, next(model.parameters()).dtype)
-        self._key = " ".join([name, *kind.values()])
-        self._tokens = min(self._most, memory.known("token_budgets", self._key) or 1e9)
+        self._key = " ".join([name, kind.get("card", device.type), kind["dtype"]])
+        known: int | None = memory.known("token_budgets", self._key)
+        self._tokens = self._most if known is None else min(known, self._most)
 
     @property
     def tokens(self) -> int:
-        return int(self._tokens)
+        return self._tokens
 
-    def fitted(self) -> None:
-        """A pass went well."""
+    def run(
+        self,
+        forward: Callable[[Sequence[int]], T],
+        batch: Sequence[int],
+        size: Callable[[int], int],
+        too_large: Callable[[int], str],
+    ) -> list[T]:
+        """`within_memory`, and what is learned from it; `size`: a position's tokens."""
+        ran_out: list[int] = []
+        made = within_memory(
+            *(forward, batch, self.device, too_large),
+            ran_out=lambda part: ran_out.append(sum(map(size, part))),
+        )
         with self._lock:
-            self._good += 1
-            if self._tokens < self._most and self._good >= _GOOD_PASSES:
-                self._set(min(self._most, self._tokens * _GROWTH))
+            if ran_out:
+                self._set(max(1, min(self._tokens, *ran_out) // 2))
+            elif self._tokens < self._most:
+                self._good += 1
+                if self._good == _GOOD_PASSES:
+                    self._set(min(self._most, int(self._tokens * _GROWTH) + 1))
+        return made
 
-    def ran_out(self, tokens: int) -> None:
-        """A pass of so many tokens did not fit."""
-        with self._lock:
-            self._set(max(1, min(self._tokens, tokens) // 2))
-
-    def _set(self, tokens: float) -> None:
+    def _set(self, tokens: int) -> None:
         self._tokens, self._good = tokens, 0
-        memory.keep("token_budgets", self._key, int(tokens))
+        memory.keep("token_budgets", self._key, tokens)
 
 
 def _affordable(model: nn.Module, device: torch.device) -> int:
@@ -112,13 +124,15 @@ def within_memory(
     batch: Sequence[int],
     device: torch.device,
     too_large: Callable[[int], str],
+    ran_out: Callable[[Sequence[int]], None] = lambda batch: None,
 ) -> list[T]:
     """Run a batch of positions; out of memory halves it, and charges nobody but a
-    single input that does not fit alone."""
+    single input that does not fit alone. `ran_out` is told each batch that did not."""
     try:
         return [run(batch)]
     except torch.OutOfMemoryError:
         pass  # leave the handler first: the traceback holds the tensors
+    ran_out(batch)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if len(batch) == 1:
@@ -127,7 +141,7 @@ def within_memory(
     return [
         part
         for positions in (batch[:half], batch[half:])
-        for part in within_memory(run, positions, device, too_large)
+        for part in within_memory(run, positions, device, too_large, ran_out)
     ]
 
 

@@ -8,6 +8,7 @@ all passes but the last have one number of images.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedding_tasks.encoders import (
     Runtime,
+    acceleration,
     devices,
     preparing,
     preprocessing,
@@ -35,6 +38,8 @@ from embedding_tasks.encoders.preparing import Preparation
 from embedding_tasks.encoders.preprocessing import PIXELS, Prepared, Scale, Stack
 from embedding_tasks.encoders.vision import Vision
 from embedding_tasks.errors import InputError, ModelError, Stopped
+
+log = logging.getLogger(__name__)
 
 _THREADS = min(8, max(2, os.cpu_count() or 2))
 # Images that a process makes at a time: 5 MB of 224 x 224, so that a few dozen of them
@@ -52,6 +57,9 @@ Later = Callable[[], Encoded]
 class Model(Protocol):
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def network(self) -> nn.Module: ...
 
     @property
     def wants(self) -> Sequence[str]: ...
@@ -112,12 +120,13 @@ class ImageEncoder:
         *,
         processes: int | None = None,
     ) -> None:
-        self._budget = runtime.tokens
         self._stopped = runtime.stopped
         device = devices.choose(runtime.device)
         detects = spec["pooling"] == "queries" or isinstance(spec["pooling"], dict)
         kind: Callable[..., Model] = Detector if detects else Vision
         self._model = kind(folder, spec, device)
+        network = self._model.network
+        self._budget = devices.Budget(runtime.tokens, network, device, spec["weights"])
         # what hooks keep of a pass is one thread's at a time
         self._launching = threading.Lock()
         recipe, scale = preprocessing.choose(folder, self._model.wants)
@@ -135,10 +144,10 @@ class ImageEncoder:
             stopped=runtime.stopped,
         )
         self._refuse_what_does_not_fit()
+        self._accelerate()
 
     def surroundings(self) -> dict[str, str]:
-        dtype = str(self._model.dtype).removeprefix("torch.")
-        return {"device": str(self._model.device), "dtype": dtype}
+        return devices.described(self._model.device, self._model.dtype)
 
     def encode(self, inputs: Sequence[bytes | str]) -> Encoded:
         failed: dict[int, str] = {}
@@ -169,7 +178,7 @@ class ImageEncoder:
         self, inputs: Sequence[bytes | str], failed: dict[int, str]
     ) -> Iterator[Batch]:
         """What cannot be prepared goes to `failed`."""
-        waiting = Waiting(self._budget)
+        waiting = Waiting(self._budget.tokens)
         for places, prepared in self.prepared(inputs):
             failed |= {places.start + i: why for i, why in prepared.failed.items()}
             for stack in prepared.stacks:
@@ -182,10 +191,10 @@ class ImageEncoder:
             return some.places, self.forward(some)
 
         size = batch.stacks[0].shape[-2:]
-        return devices.within_memory(
+        return self._budget.run(
             forward,
             range(len(batch)),
-            self._model.device,
+            lambda i: batch.tokens,
             lambda i: f"one image of {size} pixels",
         )
 
@@ -224,11 +233,24 @@ class ImageEncoder:
             ) from error
         if alone.shape != beside.shape:
             raise changes("number")
-        if not len(alone):
-            return
-        drift = float(np.abs(alone - beside).max() / np.abs(alone).max())
-        if not drift < transformer.DRIFT[self._model.dtype]:
+        if not (drift := drifted(alone, beside)) < transformer.DRIFT[self._model.dtype]:
             raise changes(f"values (by {drift:.1e} of their size)")
+
+    def _accelerate(self) -> None:
+        plain = self.probe().vectors
+        undo = acceleration.accelerate(self._model.network, self._model.device)
+        fast = self.probe().vectors
+        least = transformer.DRIFT[self._model.dtype]
+        if fast.shape != plain.shape or not drifted(plain, fast) < least:
+            log.info("running as loaded: with fast kernels the vectors change")
+            undo()
+
+
+def drifted(vectors: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float:
+    """Relative to the size of the first ones; nothing where there are none."""
+    if not len(vectors):
+        return 0.0
+    return float(np.abs(vectors - others).max() / np.abs(vectors).max())
 
 
 def changes(what: str) -> ModelError:

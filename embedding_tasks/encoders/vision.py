@@ -37,7 +37,7 @@ class Vision:
         self._normalize = bool(spec["normalize"])
         self.device = device
         model = load(folder, spec, device)
-        self.dtype = model.dtype
+        self.network, self.dtype = model, model.dtype
         self._head = transformer.Head(model.config) if spec["head"] else None
         self._features = features_of(model) if self._pools == "features" else None
         tower = vision_tower(model)

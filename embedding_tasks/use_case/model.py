@@ -80,7 +80,11 @@ class Storage(Part):
 
 
 class Batch(Part):
-    tokens: int = Field(4096, ge=1, description="padded tokens in one forward pass")
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="in one forward pass; null: as suits the device and its memory",
+    )
     claim: int = Field(1024, ge=1, description="records leased and written at a time")
     lease_seconds: int = Field(120, ge=5)
     rows_per_worker: int = Field(20_000, ge=1)
