@@ -9,7 +9,6 @@ all passes but the last have one number of images.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +40,6 @@ from embedding_tasks.errors import InputError, ModelError, Stopped
 
 log = logging.getLogger(__name__)
 
-_THREADS = min(8, max(2, os.cpu_count() or 2))
 # Images that a process makes at a time: 5 MB of 224 x 224, so that a few dozen of them
 # under way are little memory.
 _CHUNK = 32
@@ -140,7 +138,7 @@ class ImageEncoder:
             preprocessing.Preparer,
             *(recipe, spec["encoder"]["max_pixels"]),
             processes=self._processes,
-            threads=_THREADS,
+            threads=preparing.THREADS,
             stopped=runtime.stopped,
         )
         self._refuse_what_does_not_fit()

@@ -26,6 +26,8 @@ from embedding_tasks.errors import Stopped, TransientError
 T = TypeVar("T")
 Prepare = Callable[[Sequence[Any]], T]
 
+# Beside a model that is on the same cores, and for images that are waited for.
+THREADS = min(8, max(2, os.cpu_count() or 2))
 # Chunks under way for each worker: one that it is at, one that waits.
 _AHEAD = 2
 _LOOK_SECONDS = 0.2

@@ -7,19 +7,21 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from embedding_tasks import pooling, settings
-from embedding_tasks.encoders import Runtime, devices
+from embedding_tasks.encoders import Runtime, devices, preparing
 from embedding_tasks.encoders.encoded import Encoded
+from embedding_tasks.encoders.preparing import Preparation
 from embedding_tasks.encoders.trained import images, model
 from embedding_tasks.errors import ModelError
 from embedding_tasks.store import trained
 
-# In one forward pass.
+# In one forward pass; images are small, and each of them is opened first.
 _ROWS = 4096
-_IMAGES = 256
+_IMAGES = 32
 
 
 class TrainedEncoder:
@@ -31,26 +33,45 @@ class TrainedEncoder:
         self.device = devices.choose(runtime.device)
         self._stored = model.read(_weights(spec["weights"], runtime))
         self._network = self._stored.network.to(self.device).train(False)
+        channels, side = self._stored.shape[0], self._stored.shape[-1]
+        self._opening: Preparation[images.Opened] = Preparation(
+            *(images.Opener, side, channels),
+            threads=preparing.THREADS,
+            stopped=runtime.stopped,
+        )
 
     def encode(self, inputs: Sequence[Any]) -> Encoded:
-        at_a_time = _IMAGES if self._stored.table is None else _ROWS
+        table = self._stored.table
+        if table is None:
+            return self._of_images(inputs)
         parts = [
             part
-            for start in range(0, len(inputs), at_a_time)
-            for part in self._forward(self._read(inputs[start : start + at_a_time]))
+            for start in range(0, len(inputs), _ROWS)
+            for part in self._forward(
+                torch.from_numpy(table.encode(inputs[start : start + _ROWS]))
+            )
         ]
         return Encoded.of_records(torch.cat(parts).numpy())
+
+    def _of_images(self, inputs: Sequence[bytes | str]) -> Encoded:
+        places: list[int] = []
+        failed: dict[int, str] = {}
+        parts: list[Tensor] = []
+        for chunk, opened in self._opening.run(inputs, _IMAGES):
+            places += [chunk.start + place for place in opened.places]
+            failed |= {chunk.start + i: why for i, why in opened.failed.items()}
+            if opened.places:
+                parts += self._forward(torch.from_numpy(opened.pixels))
+        return Encoded(
+            torch.cat(parts).numpy() if parts else np.empty((0, 0), np.float32),
+            inputs=np.array(places, np.int32),
+            units=np.zeros(len(places), np.int32),
+            failed=failed,
+        )
 
     def probe(self) -> Encoded:
         batch = torch.zeros(1, *self._stored.shape)
         return Encoded.of_records(torch.cat(self._forward(batch)).numpy())
-
-    def _read(self, inputs: Sequence[Any]) -> Tensor:
-        if self._stored.table is not None:
-            return torch.from_numpy(self._stored.table.encode(inputs))
-        channels, side, _ = self._stored.shape
-        opened = [images.pixels(image, side) for image in inputs]
-        return torch.from_numpy(images.stacked(opened, channels))
 
     def _forward(self, batch: Tensor) -> list[Tensor]:
         return devices.within_memory(
