@@ -6,8 +6,9 @@ branch in `shape.of` and in `load`, and a module with a class that keeps `Encode
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,10 +24,17 @@ if TYPE_CHECKING:
 class Encoder(Protocol):
     """Holds a loaded model. The same input gives the same vector in any company."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether several threads may call `encode` at once. Where they may, the
+        encoder itself sees to it that the device is never idle between two calls."""
+        ...
+
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         """At least one input, as `embedding_tasks.inputs` forms them. Raises
         `DeviceError` when the device is lost, `TransientError` when a server is away,
-        and `InputError`, or anything else, when an input cannot be encoded."""
+        `Stopped` when `Runtime.stopped` is set, and `InputError`, or anything else,
+        when an input cannot be encoded."""
         ...
 
     def probe(self) -> Encoded:
@@ -34,16 +42,23 @@ class Encoder(Protocol):
         encoder that no longer works. Raises what `encode` raises."""
         ...
 
+    def surroundings(self) -> dict[str, str]:
+        """What made the vectors beside the model itself, to be kept with the run:
+        `device`, `dtype`, and what else may differ from machine to machine."""
+        ...
+
 
 @dataclass(frozen=True)
 class Runtime:
     """What an encoder needs of its surroundings and that shapes no vector. `tokens`
-    is the most one forward pass may hold, padding included."""
+    is the most one forward pass may hold, padding included. `stopped`: somebody wants
+    an end; encoders look at it between batches and raise `Stopped`."""
 
     device: str = "auto"
     tokens: int = 4096
     resolve: Resolve | None = None
     open_store: Callable[[], Connection] | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
 
 
 def load(version: ModelVersion, runtime: Runtime) -> Encoder:

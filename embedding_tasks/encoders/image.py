@@ -67,6 +67,8 @@ class Ready:
 class ImageEncoder:
     """`spec` is a model version's."""
 
+    shared = False
+
     def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
         self._max_pixels: int = spec["encoder"]["max_pixels"]
         self._budget = runtime.tokens
@@ -98,6 +100,10 @@ class ImageEncoder:
 
     def probe(self) -> Encoded:
         return self._forward([self._prepared(probe_picture())])
+
+    def surroundings(self) -> dict[str, str]:
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return {"device": str(self._model.device), "dtype": dtype}
 
     def _batches(self, inputs: Sequence[bytes | str]) -> Iterator[list[Ready]]:
         batch: list[Ready] = []
