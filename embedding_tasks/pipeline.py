@@ -57,7 +57,7 @@ Progress = Callable[[Drained], None]
 @dataclass
 class Job:
     """What the lanes of one worker share. `encoder` is loaded when it is first asked
-    for; `tell` is called after each lease."""
+    for; `tell` is given a copy of what was done after each lease."""
 
     use_case: UseCase
     version: ModelVersion
@@ -88,10 +88,10 @@ class Job:
                 [more[column], self.run_id],
             )
 
-    def so_far(self) -> Drained:
+    def report(self) -> None:
         with self._lock:
             self.drained.seconds = self.timeline.busy
-            return replace(self.drained)
+            self.tell(replace(self.drained))
 
     def batch_succeeded(self) -> None:
         with self._lock:
@@ -167,7 +167,7 @@ class Lane:
             self._embed(lease, records, inputs, errors)
         self.job.leases.settle(self.store, lease, self._worked)
         self._lease = None
-        self.job.tell(self.job.so_far())
+        self.job.report()
 
     @contextmanager
     def _stage(self, stage: Stage) -> Iterator[None]:

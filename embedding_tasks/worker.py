@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -41,8 +41,13 @@ LANES_OF_SHARED = 3
 # A batch that is being written when a worker is stopped may be finished within this.
 _GRACE_SECONDS = 1.0
 _CANCEL_SECONDS = 0.5
+# An interrupt is sure to be noticed within this: one that comes just before a wait
+# begins does not end the wait.
+_NOTICE_SECONDS = 0.2
 # How often the connection that holds the device is looked at.
 _LOOK_SECONDS = 30.0
+# Interrupts that come while a worker stops; with one more it is left as it is.
+_PATIENCE = 3
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Worker:
     _lanes: dict[Lane, threading.Thread] = field(default_factory=dict)
     _surroundings: dict[str, str] = field(default_factory=dict)
     _device: Held | None = None
+    _look_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._timeline = Timeline(self.spans)
@@ -103,7 +109,7 @@ class Worker:
         ledger.take_over(self.store, self.version, self.holder)
         waiting = self._waiting()
         self.drained.pending = waiting
-        self.progress(self._job.so_far())
+        self.progress(replace(self.drained))
         if not waiting:
             return
         # before anything is leased: nobody can drain what one who waits has leased
@@ -123,18 +129,19 @@ class Worker:
                 while self._lanes:
                     self._next_call()
             except BaseException:
-                self._halt()
+                self._halt_for_sure()
                 raise
             finally:
                 self._stopped.set()
         self._keep_account(self.store)
 
     def _next_call(self) -> None:
+        if self._device is not None and time.monotonic() > self._look_at:
+            self._device.look()
+            self._look_at = time.monotonic() + _LOOK_SECONDS
         try:
-            call = self._calls.get(timeout=_LOOK_SECONDS)
+            call = self._calls.get(timeout=_NOTICE_SECONDS)
         except Empty:
-            if self._device is not None:
-                self._device.look()
             return
         call()
 
@@ -212,6 +219,12 @@ class Worker:
         """Those of which one is to be had, where the encoder runs on any."""
         runs_on_one = hasattr(self._feature.encoder, "device")
         return device_lock.candidates(self._feature.device) if runs_on_one else {}
+
+    def _halt_for_sure(self) -> None:
+        for _ in range(_PATIENCE):
+            with suppress(BaseException):
+                return self._halt()
+        return self._halt()
 
     def _halt(self) -> None:
         """Stops the lanes, and gives back what they hold, at once. One that has

@@ -19,7 +19,7 @@ from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.errors import ThresholdError, TransientError
 from embedding_tasks.ledger import Lease
-from embedding_tasks.pipeline import Lane
+from embedding_tasks.pipeline import Drained, Lane
 from embedding_tasks.store import versions
 from embedding_tasks.use_case import Window
 from tests.fix_models import ENCODE, poison
@@ -448,13 +448,23 @@ def test_a_run_with_nothing_to_embed_never_imports_torch(
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_progress_is_told_batch_by_batch(full_use_case: Project) -> None:
-    told: list[tuple[int, int]] = []
-    run.run(
-        full_use_case.request(),
-        lambda drained: told.append((drained.embedded, drained.pending)),
-    )
-    assert told == [(min(16 * n, 120), 120) for n in range(9)]
+def test_progress_is_told_batch_by_batch_in_the_main_thread(
+    full_use_case: Project,
+) -> None:
+    told: list[Drained] = []
+
+    def tell(drained: Drained) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        told.append(drained)
+
+    run.run(full_use_case.request(), tell)
+    assert {drained.pending for drained in told} == {120}
+    done = [drained.embedded for drained in told]
+    assert (done[0], done[-1]) == (0, 120)
+    assert len(done) == 1 + 8
+    assert done == sorted(done)
+    seconds = [drained.seconds for drained in told]
+    assert seconds == sorted(seconds)
 
 
 @pytest.mark.slow
