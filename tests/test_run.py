@@ -438,11 +438,14 @@ def test_no_transaction_of_a_batch_is_open_while_the_model_runs_on_it(
 def test_a_run_with_nothing_to_embed_never_imports_torch(
     full_use_case: Project,
 ) -> None:
+    """A worker that is started all the same included, whatever device it may take."""
+    full_use_case.use_case(encoder={"device": "auto"})
     full_use_case.run()
     code = (
         "import sys; from embedding_tasks import run, use_case;"
         "case = use_case.find('messages');"
-        "run.run(run.Request(use_case=case, external_id='x', kind='cli'));"
+        "request = run.Request(use_case=case, external_id='x', kind='cli');"
+        "run.run(request); run.embed_stage(request, 0);"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
