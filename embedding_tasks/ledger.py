@@ -93,13 +93,15 @@ def claim(
     return Lease(version, token, seconds, dict(rows))
 
 
-def renew(store: Connection, lease: Lease) -> None:
-    """Records that are locked are just being written, or wanted anew by a sync:
-    neither needs the lease, and waiting for either could wait for ever."""
+def renew(store: Connection, *leases: Lease) -> None:
+    """Leases of one worker. Records that are locked are just being written, or wanted
+    anew by a sync: neither needs the lease, and waiting for either could wait for ever.
+    """
     _update_held(
         store,
         "lease_until = now() + make_interval(secs => %(seconds)s)",
-        {"token": lease.token, "seconds": lease.seconds},
+        {"tokens": [x.token for x in leases], "seconds": leases[0].seconds},
+        which="lease_token = ANY (%(tokens)s)",
         lock="FOR UPDATE SKIP LOCKED",
     )
 

@@ -1,35 +1,35 @@
-"""A worker: lease, read, embed, write, until nothing is left to lease.
+"""What becomes of one lease: read, embed, write; and of all leases, a lane each.
 
-No transaction is open while the model runs. Whatever stops a worker (an error, Ctrl-C,
-SIGKILL), what it had written stays, and what it held goes back: at once where it can
-still say so, else when its lease runs out.
+A worker has several lanes, so that one reads and another writes while the model runs.
+No transaction of a lane is open while it waits for the model or runs it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
-from uuid import UUID, uuid4
 
+import psycopg
 from psycopg import sql
 
-from embedding_tasks import encoders, facts, ledger
-from embedding_tasks.connections import Connection, Resolve, blame, usable
-from embedding_tasks.encoders import Encoder, Runtime
+from embedding_tasks import facts, ledger
+from embedding_tasks.connections import Connection, blame, usable
+from embedding_tasks.encoders import Encoder
 from embedding_tasks.encoders.encoded import Encoded
-from embedding_tasks.errors import InputError, ModelError, TransientError
+from embedding_tasks.errors import InputError, ModelError, Stopped, TransientError
 from embedding_tasks.isolation import isolate
+from embedding_tasks.leases import Leases
 from embedding_tasks.ledger import Lease
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.source.snapshot import Input
 from embedding_tasks.store import copy
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.store.write import Finished, write
+from embedding_tasks.timeline import WORK, Stage, Timeline
 from embedding_tasks.use_case import UseCase
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ DEFER_SECONDS = 60.0
 @dataclass
 class Drained:
     """What a worker has done so far, in records. `pending` is what was waiting when
-    it began."""
+    it began, `seconds` what it took, waiting and loading the model apart."""
 
     pending: int = 0
     embedded: int = 0
@@ -56,105 +56,137 @@ Progress = Callable[[Drained], None]
 
 
 @dataclass
-class Worker:
-    """Drains one model version's queue. `open_store` makes a further connection, for
-    renewing leases while the first one is busy."""
+class Job:
+    """What the lanes of one worker share. `encoder` is loaded when it is first asked
+    for; `tell` is given a copy of what was done after each lease."""
 
-    store: Connection
-    open_store: Callable[[], Connection]
-    source_conninfo: str
     use_case: UseCase
     version: ModelVersion
     run_id: int
-    holder: str
-    resolve: Resolve | None = None
-    progress: Progress = lambda drained: None
-    drained: Drained = field(default_factory=Drained)
-    _token: UUID = field(default_factory=uuid4)
-    _encoder: Encoder | None = None
+    source_conninfo: str
+    open_store: Callable[[], Connection]
+    leases: Leases
+    timeline: Timeline
+    stopped: threading.Event
+    encoder: Callable[[], Encoder]
+    tell: Progress
+    drained: Drained
+    model_turn: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _whole_failures: int = 0
-    _began: float = 0.0
 
-    def drain(self) -> Drained:
-        """Raises `DatabaseAway`, `DeviceError`, `ModelError` or `SourceError`; no
-        record is charged for those."""
-        try:
-            with blame(store=self.store):
-                self._drain()
-        except BaseException:
-            self._give_back()
-            raise
-        return self.drained
+    def count(self, store: Connection, column: str = "", **more: int) -> None:
+        """Into what the worker has done; a column of the run's row, too."""
+        with self._lock:
+            for name, records in more.items():
+                total = getattr(self.drained, name) + records
+                setattr(self.drained, name, total)
+        if column:
+            store.execute(
+                sql.SQL("UPDATE embedline.run SET {0} = {0} + %s WHERE id = %s").format(
+                    sql.Identifier(column)
+                ),
+                [more[column], self.run_id],
+            )
 
-    def _drain(self) -> None:
-        ledger.take_over(self.store, self.version, self.holder)
-        left = self._outstanding()
-        self.drained.pending = left.claimable + left.leased
-        self.progress(self.drained)
-        began = time.monotonic()
-        while (lease := self._next_lease()) is not None:
-            self._work_off(lease)
-            self.drained.seconds = time.monotonic() - began
-            self.progress(self.drained)
+    def report(self) -> None:
+        with self._lock:
+            self.drained.seconds = self.timeline.busy
+            self.tell(replace(self.drained))
 
-    def _give_back(self) -> None:
-        """Whatever stops a worker, what it holds is free at once for others. Where
-        that cannot be said any more, it is free when the lease runs out."""
-        with (
-            suppress(Exception),
-            usable(self.store, self.open_store) as store,
-        ):
-            ledger.release(store, self._token)
+    def batch_succeeded(self) -> None:
+        with self._lock:
+            self._whole_failures = 0
+
+    def batch_failed(self, message: str) -> None:
+        """Trouble that spares nothing is no record's fault. Raises `TransientError`
+        the second time in a row, in whichever lanes."""
+        log.error(
+            "whole batch failed use_case=%s error=%s", self.use_case.name, message
+        )
+        with self._lock:
+            self._whole_failures += 1
+            if self._whole_failures == 2:
+                raise TransientError(
+                    "two whole batches failed in a row, so no record was charged: "
+                    f"{message}"
+                )
+
+
+@dataclass(eq=False)
+class Lane:
+    """Carries leases, one at a time, in a thread of its own with connections of its
+    own. `is_idle`: it waits for a lease, or has to do with the model alone."""
+
+    job: Job
+    number: int
+    store: Connection
+    is_idle: bool = True
+    _source: Connection | None = None
+    _lease: Lease | None = None
+    _is_leaving: bool = False
+    _worked: float = 0.0
+
+    def work(self) -> None:
+        """Until nothing is left. Raises what `Worker.drain` does, and `Stopped`."""
+        with blame(store=self.store):
+            while (lease := self._next_lease()) is not None:
+                self.is_idle = False
+                self._carry(lease)
+                self.is_idle = True
+
+    def leave(self) -> None:
+        """What is still held is free at once for others. Where that cannot be said any
+        more, it is free when the lease runs out."""
+        self._is_leaving = True
+        if self._lease is not None:
+            with (
+                suppress(Exception),
+                usable(self.store, self.job.open_store) as store,
+            ):
+                self.job.leases.give_back(store, self._lease)
+        for connection in filter(None, (self.store, self._source)):
+            connection.close()
+
+    def cancel(self) -> None:
+        """The statement it may be in, from another thread."""
+        for connection in filter(None, (self.store, self._source)):
+            if not self._is_leaving:
+                with suppress(Exception):
+                    connection.cancel_safe(timeout=1)
 
     def _next_lease(self) -> Lease | None:
-        """None when nothing is left. What others hold is waited for: they finish it,
-        or lose it when their lease runs out."""
-        batch = self.use_case.batch
-        told = False
-        while True:
-            self._token = uuid4()
-            lease = ledger.claim(
-                self.store,
-                self.version,
-                self.holder,
-                batch.claim,
-                batch.lease_seconds,
-                self._token,
-            )
-            if lease.hashes:
-                return lease
-            left = self._outstanding()
-            if not left.claimable and not left.leased:
-                return None
-            # leased by other workers, or locked by a sync that is about to commit
-            if left.leased and not told:
-                log.warning(
-                    "waiting use_case=%s rows=%d seconds=%.0f: another run holds them; "
-                    "if it has died, so long",
-                    *(self.use_case.name, left.leased, left.seconds),
-                )
-                told = True
-            time.sleep(min(max(left.seconds, 0.1), 2.0))
+        self._lease = self.job.leases.next(self.store, self.number)
+        return self._lease
 
-    def _outstanding(self) -> ledger.Outstanding:
-        seconds = self.use_case.batch.lease_seconds
-        return ledger.outstanding(self.store, self.version, seconds)
+    def _carry(self, lease: Lease) -> None:
+        self._worked = 0.0
+        with self._stage("read"):
+            records = self._read(lease)
+            inputs, errors = self._formed(records)
+        if records:
+            self._embed(lease, records, inputs, errors)
+        self.job.leases.settle(self.store, lease, self._worked)
+        self._lease = None
+        self.job.report()
 
-    def _work_off(self, lease: Lease) -> None:
-        self._began = time.monotonic()
-        with self._renewing(lease):
-            inputs = self._read(lease)
-            if inputs:
-                self._embed(lease, inputs)
-        ledger.release(self.store, lease.token)
+    @contextmanager
+    def _stage(self, stage: Stage) -> Iterator[None]:
+        if self.job.stopped.is_set() and stage != "write":
+            raise Stopped("the worker was stopped")
+        with self.job.timeline.span(self.number, stage) as clock:
+            yield
+        if stage in WORK:
+            self._worked += clock.seconds
 
     def _read(self, lease: Lease) -> list[Input]:
-        with snapshot.take(self.source_conninfo) as connection:
+        source = self._looked_after_source()
+        with blame(source=source), snapshot.look(source):
             inputs = extract.inputs(
-                connection, self.use_case, self.version.spec["input"]
+                source, self.job.use_case, self.job.version.spec["input"]
             )
             keys = sorted(lease.hashes)
-            found, unreadable = snapshot.read_inputs(connection, inputs, keys)
+            found, unreadable = snapshot.read_inputs(source, inputs, keys)
         if held := {k: e for k, e in unreadable.items() if k in lease.hashes}:
             self._charge(lease, held)
         # a key may come back in other words: 1.0 is found by 1
@@ -163,46 +195,33 @@ class Worker:
         ]
         if moved := lease.hashes.keys() - {i.key for i in current} - held.keys():
             put_off = ledger.defer(self.store, lease, sorted(moved), DEFER_SECONDS)
-            self.drained.deferred += put_off
-            self._count("deferred", put_off)
+            self.job.count(self.store, "deferred", deferred=put_off)
         return current
 
-    def _embed(self, lease: Lease, records: list[Input]) -> None:
-        inputs, errors = self._formed(records)
-        encoded, unencoded = isolate(self._loaded(), inputs)
-        errors |= unencoded | _unfit(encoded, self.version)
-        if len(errors) == len(records) and (trouble := self._trouble()):
-            self._whole_batch_failed(trouble)
-            return
-        self._whole_failures = 0
-        good = [p for p in range(len(records)) if p not in errors]
-        if good:
-            form, kept = self.version.form, self.use_case.kept
-            finished = Finished(
-                keys=[records[p].key for p in good],
-                data=[kept(form.kept(records[p].parts)) for p in good],
-                encoded=encoded.only(good),
-            )
-            written = write(self.store, lease, finished, self.run_id, self._began)
-            self.drained.embedded += written.records
-            self.drained.discarded += written.discarded
-        if errors:
-            self._charge(lease, {records[p].key: e for p, e in errors.items()})
+    def _looked_after_source(self) -> Connection:
+        """Kept open from lease to lease; opened again where it was cut meanwhile."""
+        if self._source is not None:
+            with suppress(psycopg.Error):
+                self._source.execute("SELECT")
+            if not self._source.closed:
+                return self._source
+        self._source = snapshot.connected(self.job.source_conninfo)
+        return self._source
 
     def _formed(self, records: list[Input]) -> tuple[list[Any], dict[int, str]]:
         """What the encoder reads of each record, and by position why it cannot."""
-        form = self.version.form
+        version = self.job.version
         inputs: list[Any] = []
         errors: dict[int, str] = {}
         for position, record in enumerate(records):
             try:
-                inputs.append(form.input(record.parts))
+                inputs.append(version.form.input(record.parts))
             except InputError as error:
                 inputs.append(None)
                 errors[position] = f"InputError: {error}"
-        if self.version.keeps_labelled(self.use_case.first_feature.unit):
+        if version.keeps_labelled(self.job.use_case.first_feature.unit):
             labelled = facts.labelled(
-                self.store, self.version.use_case, [r.key for r in records]
+                self.store, version.use_case, [r.key for r in records]
             )
             inputs = [
                 sentence and replace(sentence, **labelled.get(record.key, {}))
@@ -210,85 +229,84 @@ class Worker:
             ]
         return inputs, errors
 
+    def _embed(
+        self,
+        lease: Lease,
+        records: list[Input],
+        inputs: list[Any],
+        errors: dict[int, str],
+    ) -> None:
+        trouble = None
+        with self._model() as encoder:
+            encoded, unencoded = isolate(encoder, inputs)
+            errors |= unencoded | _unfit(encoded, self.job.version)
+            if len(errors) == len(records):
+                trouble = self._trouble(encoder)
+        if trouble is not None:
+            self.job.batch_failed(trouble)
+            return
+        self.job.batch_succeeded()
+        if not self.job.leases.is_held(lease):
+            raise Stopped("the worker was stopped, and its lease given back")
+        with self._stage("write"):
+            self._write(lease, records, encoded, errors)
+
+    @contextmanager
+    def _model(self) -> Iterator[Encoder]:
+        """The encoder, in turns where it is not made for several at once."""
+        self.is_idle = True
+        encoder = self.job.encoder()
+        with ExitStack() as turn:
+            if not encoder.shared:
+                with self._stage("wait"):
+                    turn.enter_context(self.job.model_turn)
+            with self._stage("encode"):
+                yield encoder
+            # before the turn is another's: what has been computed will be written
+            self.is_idle = False
+
+    def _write(
+        self,
+        lease: Lease,
+        records: list[Input],
+        encoded: Encoded,
+        errors: dict[int, str],
+    ) -> None:
+        good = [p for p in range(len(records)) if p not in errors]
+        if good:
+            form, kept = self.job.version.form, self.job.use_case.kept
+            finished = Finished(
+                keys=[records[p].key for p in good],
+                data=[kept(form.kept(records[p].parts)) for p in good],
+                encoded=encoded.only(good),
+            )
+            seconds = self.job.timeline.bill()
+            written = write(self.store, lease, finished, self.job.run_id, seconds)
+            self.job.count(
+                self.store, embedded=written.records, discarded=written.discarded
+            )
+        if errors:
+            self._charge(lease, {records[p].key: e for p, e in errors.items()})
+
     def _charge(self, lease: Lease, errors: dict[str, str]) -> None:
-        self.drained.dead += ledger.fail(self.store, lease, errors, self.use_case.retry)
-        self.drained.failed += len(errors)
-        self._count("failed", len(errors))
+        dead = ledger.fail(self.store, lease, errors, self.job.use_case.retry)
+        self.job.count(self.store, "failed", failed=len(errors), dead=dead)
         key, message = next(iter(errors.items()))
         log.warning(
             "records failed use_case=%s rows=%d first_key=%s error=%s",
-            *(self.use_case.name, len(errors), key, message),
+            *(self.job.use_case.name, len(errors), key, message),
         )
 
-    def _trouble(self) -> str | None:
+    def _trouble(self, encoder: Encoder) -> str | None:
         """Where nothing could be encoded: does the encoder still work at all? Then
         these records are to blame, however many they are."""
         try:
-            probe = self._loaded().probe()
+            probe = encoder.probe()
+        except Stopped:
+            raise
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return next(iter(_unfit(probe, self.version).values()), None)
-
-    def _whole_batch_failed(self, message: str) -> None:
-        """Trouble that spares nothing is no record's fault."""
-        self._whole_failures += 1
-        log.error(
-            "whole batch failed use_case=%s error=%s", self.use_case.name, message
-        )
-        if self._whole_failures == 2:
-            raise TransientError(
-                "two whole batches failed in a row, so no record was charged: "
-                f"{message}"
-            )
-
-    def _loaded(self) -> Encoder:
-        if self._encoder is None:
-            began = time.monotonic()
-            self._encoder = encoders.load(
-                self.version,
-                Runtime(
-                    device=self.use_case.all_features[self.version.feature].device,
-                    tokens=self.use_case.batch.tokens,
-                    resolve=self.resolve,
-                    open_store=self.open_store,
-                ),
-            )
-            self._began += time.monotonic() - began  # not the records' own
-            log.info(
-                "loaded model use_case=%s version=%d seconds=%.1f",
-                *(self.use_case.name, self.version.version, time.monotonic() - began),
-            )
-        return self._encoder
-
-    def _count(self, column: str, rows: int) -> None:
-        self.store.execute(
-            sql.SQL("UPDATE embedline.run SET {0} = {0} + %s WHERE id = %s").format(
-                sql.Identifier(column)
-            ),
-            [rows, self.run_id],
-        )
-
-    @contextmanager
-    def _renewing(self, lease: Lease) -> Iterator[None]:
-        """Renews the lease from a thread of its own, so that a slow batch keeps it. A
-        renewal that fails loses time at worst: the fence guards the write."""
-        done = threading.Event()
-
-        def renew() -> None:
-            while not done.wait(lease.seconds / 3):
-                try:
-                    with self.open_store() as connection:
-                        ledger.renew(connection, lease)
-                except Exception as error:
-                    log.warning("lease not renewed error=%s", error)
-
-        thread = threading.Thread(target=renew, name="renew-lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return next(iter(_unfit(probe, self.job.version).values()), None)
 
 
 def _unfit(encoded: Encoded, version: ModelVersion) -> dict[int, str]:

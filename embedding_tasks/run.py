@@ -27,13 +27,14 @@ from embedding_tasks import (
 from embedding_tasks.connections import Connection, blame, for_source
 from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import DatabaseAway, EmbedlineError, TransientError
-from embedding_tasks.pipeline import Drained, Progress, Worker
+from embedding_tasks.pipeline import Drained, Progress
 from embedding_tasks.promotion import promote as promote
 from embedding_tasks.request import Request as Request
 from embedding_tasks.store import declared, retired, trained, versions
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.sync import sync
 from embedding_tasks.target import Target
+from embedding_tasks.worker import Worker
 
 log = logging.getLogger(__name__)
 

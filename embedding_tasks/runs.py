@@ -104,6 +104,32 @@ def count(store: Connection, run_id: int, synced: Synced) -> None:
     )
 
 
+def worked(
+    store: Connection,
+    run_id: int,
+    seconds: float,
+    stages: Mapping[str, float],
+    encoder: Mapping[str, Mapping[str, str]],
+) -> None:
+    """What one worker adds: `seconds` it was busy and not yet counted with a batch."""
+    store.execute(
+        "UPDATE embedline.run SET embed_seconds = embed_seconds + %(seconds)s,"
+        " encoder = encoder || %(encoder)s,"
+        " stages = (SELECT coalesce(jsonb_object_agg(stage, took), '{}') FROM ("
+        "  SELECT stage, sum(took::float8) AS took FROM ("
+        "   SELECT * FROM jsonb_each_text(stages)"
+        "   UNION ALL SELECT * FROM jsonb_each_text(%(stages)s)) AS s (stage, took)"
+        "  GROUP BY stage) AS summed)"
+        " WHERE id = %(id)s",
+        {
+            "seconds": seconds,
+            "stages": Jsonb(stages),
+            "encoder": Jsonb(encoder),
+            "id": run_id,
+        },
+    )
+
+
 def remember_missing(
     store: Connection, run_id: int, missing: Mapping[str, EmbedlineError]
 ) -> None:

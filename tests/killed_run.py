@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+from itertools import count
 from typing import Any
 
 from embedding_tasks import run, use_case
@@ -19,15 +20,14 @@ def die_at(point: str, number: int, when: str) -> None:
     module_name, name = point.rsplit(".", 1)
     module = importlib.import_module(module_name)
     original = getattr(module, name)
-    calls = 0
+    calls = count(1)  # several lanes may be in it
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number and when == "before":
+        call = next(calls)
+        if call == number and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*args, **kwargs)
-        if calls == number:
+        if call == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 

@@ -258,9 +258,13 @@ class _Looked:
     """An encoder that knows its one answer."""
 
     vector: np.ndarray
+    shared = False
 
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         return Encoded.of_records(self.vector[None])
 
     def probe(self) -> Encoded:
         return self.encode([""])
+
+    def surroundings(self) -> dict[str, str]:
+        return {"device": "none"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -471,7 +472,7 @@ def test_a_paused_backfill_is_taken_by_none_and_missed_by_none(
     assert backfills.of(store, "messages")[0]["state"] == "done"
 
 
-def test_a_worker_stops_after_its_present_claim(
+def test_a_worker_stops_after_its_present_claims(
     late_start: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, number = begun(late_start, backfill=window(0, 50))
@@ -484,9 +485,10 @@ def test_a_worker_stops_after_its_present_claim(
         return ENCODE(self, inputs)
 
     monkeypatch.setattr(TextEncoder, "encode", paused_at_the_second)
-    assert run.embed_stage(request, 0)["embedded"] == 16
+    embedded = run.embed_stage(request, 0)["embedded"]
+    assert embedded in (16, 24)  # the other lane may have had one in hand, too
     counts = run.publish_stage(request)
-    assert (counts["paused"], counts["embedded"]) == (34, 16)
+    assert (counts["paused"], counts["embedded"]) == (50 - embedded, embedded)
     assert status.of(store)[0]["last_run_state"] == "success"
 
 
@@ -592,11 +594,12 @@ def test_what_a_cancelled_backfill_has_embedded_stays_and_is_followed(
 
     monkeypatch.setattr(TextEncoder, "encode", cancelled_at_the_third)
     counts = run.embed_stage(request, 0)
-    # the third batch was computed in vain: its lease was taken
-    assert (counts["embedded"], counts["discarded"]) == (16, 8)
-    assert len(keys(store)) == len(keys(store, "embedline.record")) == 16
+    # what was in hand then, in either lane, was computed in vain: its lease was taken
+    embedded = counts["embedded"]
+    assert (embedded, counts["discarded"]) in ((16, 8), (16, 16), (8, 16))
+    assert len(keys(store)) == len(keys(store, "embedline.record")) == embedded
     db.execute("UPDATE messages SET body = 'other' WHERE id < 50")
-    assert sync(late_start)["changed"] == 16
+    assert sync(late_start)["changed"] == embedded
 
 
 def test_a_worker_that_holds_records_of_a_cancelled_backfill_is_fenced_off(
@@ -713,7 +716,10 @@ def test_start_list_pause_resume_cancel(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda *a: backfills.pause(a[0], "messages"), "is paused, 90 records wait: "),
+        (
+            lambda *a: backfills.pause(a[0], "messages"),
+            r"is paused, [89]0 records wait: ",
+        ),
         (lambda *a: backfills.cancel(*a), "was cancelled"),
     ],
     ids=["paused", "cancelled"],
@@ -738,7 +744,7 @@ def test_a_backfill_that_is_stopped_from_elsewhere_ends_well_and_says_so(
 
     monkeypatch.setattr(TextEncoder, "encode", changed)
     told = embedline("backfill", "start", "messages", "--everything")
-    assert says in told
+    assert re.search(says, told)
 
 
 def test_a_cancel_that_is_not_confirmed_changes_nothing(

@@ -91,15 +91,17 @@ def test_a_worker_that_joins_midway_takes_a_share(
     assert status.of(store)[0]["stored"] == 120
 
 
-def test_a_worker_that_is_killed_loses_its_lease_and_nothing_else(
+def test_a_worker_that_is_killed_loses_its_leases_and_nothing_else(
     waiting: Project, store: Connection
 ) -> None:
     victim = worker("3")
     assert ended(victim) == -9
     numbers = status.of(store)[0]
-    assert (numbers["stored"], numbers["leased"]) == (8, 4)
-    assert ended(worker()) == 0  # waits for the lease of the dead one
-    assert shares(store) == [8, 112]
+    stored = numbers["stored"]
+    assert stored in (4, 8)
+    assert 12 <= stored + numbers["leased"] <= 16  # one lease in each lane
+    assert ended(worker()) == 0  # waits for the leases of the dead one
+    assert shares(store) == [stored, 120 - stored]
     assert status.of(store)[0]["stored"] == 120
 
 

@@ -1,6 +1,6 @@
 """One more worker, for `test_workers`: python -m tests.worker_process [N].
 
-With N it dies by SIGKILL when it has encoded its N-th batch, and holds a lease.
+With N it dies by SIGKILL when it has encoded its N-th batch, and holds its leases.
 """
 
 from __future__ import annotations

@@ -26,17 +26,15 @@ class Encoder(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Several threads may call it at once."""
-        ...
-
-    def surroundings(self) -> dict[str, str]:
-        """What made the vectors, kept with the run: device, dtype."""
+        """Whether several threads may call `encode` at once. Where they may, the
+        encoder itself sees to it that the device is never idle between two calls."""
         ...
 
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         """At least one input, as `embedding_tasks.inputs` forms them. Raises
         `DeviceError` when the device is lost, `TransientError` when a server is away,
-        and `InputError`, or anything else, when an input cannot be encoded."""
+        `Stopped` when `Runtime.stopped` is set, and `InputError`, or anything else,
+        when an input cannot be encoded."""
         ...
 
     def probe(self) -> Encoded:
@@ -44,12 +42,18 @@ class Encoder(Protocol):
         encoder that no longer works. Raises what `encode` raises."""
         ...
 
+    def surroundings(self) -> dict[str, str]:
+        """What made the vectors beside the model itself, to be kept with the run:
+        `device`, `dtype`, and what else may differ from machine to machine."""
+        ...
+
 
 @dataclass(frozen=True)
 class Runtime:
     """What an encoder needs of its surroundings and that shapes no vector. `tokens`
-    is the most one forward pass may hold, padding included; None: as many as suit. `stopped`: somebody wants
-    an end; encoders look at it between batches and raise `Stopped`."""
+    is the most one forward pass may hold, padding included; None: as many as suit.
+    `stopped`: somebody wants an end; encoders look at it between batches and raise
+    `Stopped`."""
 
     device: str = "auto"
     tokens: int | None = None

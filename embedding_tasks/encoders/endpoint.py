@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,8 @@ class EndpointEncoder:
     """`spec` is a model version's, of `dims` dimensions where that is known. Several
     requests are under way at once; a text that occurs twice is sent once."""
 
+    shared = False
+
     def __init__(
         self, spec: dict[str, Any], runtime: Runtime, dims: int | None = None
     ) -> None:
@@ -91,6 +94,9 @@ class EndpointEncoder:
 
     def probe(self) -> Encoded:
         return self.encode([_PROBE])
+
+    def surroundings(self) -> dict[str, str]:
+        return {"server": urlsplit(self._server.url).hostname or ""}
 
     def _known_to_fail(self, text: str) -> InputError | None:
         if not text:

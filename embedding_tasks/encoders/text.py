@@ -33,6 +33,8 @@ _NO_LIMIT = 1_000_000
 class TextEncoder:
     """`spec` is a model version's."""
 
+    shared = False
+
     def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
         self._pools: str = spec["pooling"]
         self._normalize = bool(spec["normalize"])
@@ -40,6 +42,7 @@ class TextEncoder:
         self.device = devices.choose(runtime.device)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = AutoModelForSequenceClassification if spec["head"] else AutoModel
+        self._dtype: str = spec["encoder"]["dtype"]
         model = load(kind, folder, spec, self.device)
         refuse_what_cannot_pool(model, self._pools)
         self._head = transformer.Head(model.config) if spec["head"] else None
@@ -76,6 +79,9 @@ class TextEncoder:
 
     def probe(self) -> Encoded:
         return self.encode(["one, two, three"])
+
+    def surroundings(self) -> dict[str, str]:
+        return {"device": str(self.device), "dtype": self._dtype}
 
     def _tokenize(self, inputs: Sequence[str]) -> tuple[list[list[int]], int]:
         encoded = self._tokenizer(

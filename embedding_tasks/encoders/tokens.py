@@ -47,6 +47,8 @@ class Unit:
 class TokenEncoder:
     """`spec` is a model version's, with pooling `words` or `entities`."""
 
+    shared = False
+
     def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
         self._pooling = spec["pooling"]
         self._normalize = bool(spec["normalize"])
@@ -54,6 +56,7 @@ class TokenEncoder:
         self._dims = 0
         self.device = devices.choose(runtime.device)
         kind = AutoModelForTokenClassification if spec["head"] else AutoModel
+        self._dtype: str = spec["encoder"]["dtype"]
         model = text.load(kind, folder, spec, self.device)
         self._head = transformer.Head(model.config) if spec["head"] else None
         self._hidden = transformer.HiddenStates(
@@ -80,6 +83,9 @@ class TokenEncoder:
 
     def probe(self) -> Encoded:
         return self.encode([replace(sentence_of(["one"]), labelled_spans=((0, 3),))])
+
+    def surroundings(self) -> dict[str, str]:
+        return {"device": str(self.device), "dtype": self._dtype}
 
     def _groups(self, tokens: list[Tokens]) -> Iterator[list[int]]:
         group: list[int] = []

@@ -42,6 +42,8 @@ class WordsEncoder:
     """`path` is a file or a folder, `spec` a model version's. `unknown` is the share
     of words that are not in the vocabulary, each occurrence counted."""
 
+    shared = False
+
     def __init__(self, path: Path, spec: dict[str, Any], runtime: Runtime) -> None:
         self._lowercase = bool(spec["encoder"]["lowercase"])
         self._model: _Model
@@ -71,6 +73,9 @@ class WordsEncoder:
             "encoder.model: none of its words is one that can occur here; is it of "
             "phrases, or does encoder.lowercase say other than it needs?"
         )
+
+    def surroundings(self) -> dict[str, str]:
+        return {"device": "cpu"}
 
 
 class WordModel:

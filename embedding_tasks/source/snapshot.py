@@ -62,11 +62,16 @@ def take(conninfo: str) -> Iterator[Connection]:
 @contextmanager
 def opened(conninfo: str) -> Iterator[Connection]:
     """The source, before it is looked at."""
-    connection = connect(conninfo, role="source")
-    with connection, blame(source=connection):
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        connection.read_only = True
+    with connected(conninfo) as connection, blame(source=connection):
         yield connection
+
+
+def connected(conninfo: str) -> Connection:
+    """To be kept, and looked at again and again: `blame` it each time."""
+    connection = connect(conninfo, role="source")
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    connection.read_only = True
+    return connection
 
 
 @contextmanager

@@ -9,7 +9,6 @@ ledger's word that it is there) changes in that same transaction.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import LiteralString
@@ -57,9 +56,9 @@ def write(
     lease: Lease,
     finished: Finished,
     run_id: int,
-    began: float | None = None,
+    seconds: float = 0.0,
 ) -> Written:
-    """`began`, by `time.monotonic`, is when the worker turned to these records."""
+    """`seconds` of the worker's time are counted with them."""
     with store.transaction():
         _stage(store, lease, finished)
         records = _fence(store, lease)
@@ -80,7 +79,7 @@ def write(
             [
                 *_counts(written),
                 finished.encoded.truncated,
-                0.0 if began is None else time.monotonic() - began,
+                seconds,
                 run_id,
             ],
         )

@@ -85,7 +85,7 @@ class Batch(Part):
         ge=1,
         description="in one forward pass; null: as suits the device and its memory",
     )
-    claim: int = Field(1024, ge=1, description="records leased and written at a time")
+    claim: int = Field(8192, ge=1, description="most records of one lease")
     lease_seconds: int = Field(120, ge=5)
     rows_per_worker: int = Field(20_000, ge=1)
     max_workers: int = Field(4, ge=1, le=1000)

@@ -71,6 +71,10 @@ class Troubled:
     inner: Encoder
     orders: Orders
 
+    @property
+    def shared(self) -> bool:
+        return self.inner.shared
+
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         # less where a batch with poison is halved again and again
         time.sleep(random.choice(self.orders.delays) * min(1, len(inputs) / 8))
@@ -82,6 +86,9 @@ class Troubled:
 
     def probe(self) -> Encoded:
         return self.inner.probe()
+
+    def surroundings(self) -> dict[str, str]:
+        return self.inner.surroundings()
 
 
 def perform(

@@ -28,6 +28,8 @@ class TrainedEncoder:
     """`spec` is a model version's. Inputs are tuples of a row's texts, or images as
     bytes or addresses."""
 
+    shared = False
+
     def __init__(self, spec: dict[str, Any], runtime: Runtime) -> None:
         self._normalize = bool(spec["normalize"])
         self.device = devices.choose(runtime.device)
@@ -72,6 +74,9 @@ class TrainedEncoder:
     def probe(self) -> Encoded:
         batch = torch.zeros(1, *self._stored.shape)
         return Encoded.of_records(torch.cat(self._forward(batch)).numpy())
+
+    def surroundings(self) -> dict[str, str]:
+        return {"device": str(self.device), "dtype": "float32"}
 
     def _forward(self, batch: Tensor) -> list[Tensor]:
         return devices.within_memory(
