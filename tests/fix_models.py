@@ -97,6 +97,12 @@ def sentences() -> list[corpora.Tagged]:
     return corpora.entities()
 
 
+@pytest.fixture
+def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found out about models and devices is remembered for this test alone."""
+    monkeypatch.setenv("EMBEDLINE_HOME", str(tmp_path))
+
+
 ENCODE = TextEncoder.encode
 
 

@@ -168,6 +168,7 @@ def made(folder: Path, device: str, dtype: str) -> Any:
     return encoders.load(version(spec), Runtime(device))
 
 
+@pytest.mark.usefixtures("own_memory")
 def test_a_model_that_leaves_float16_is_loaded_again_in_bfloat16(
     make_family: Family, tweets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +196,7 @@ def widen(folder: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
+@pytest.mark.usefixtures("own_memory")
 def test_memory_that_runs_out_costs_time_and_no_row(
     make_family: Family, tweets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

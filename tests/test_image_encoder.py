@@ -440,6 +440,7 @@ def test_a_store_that_is_away_charges_nobody(saved: Callable[[str], Path]) -> No
         isolate(made, [pictures()[0], "http://127.0.0.1:9/a.png"])
 
 
+@pytest.mark.usefixtures("own_memory")
 def test_out_of_memory_halves_the_batch(
     saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 _CPU_TOKENS = 4096
 _WIDE_TOKENS, _NARROW_TOKENS, _NARROW = 65_536, 131_072, 512
 _SHARE_OF_FREE_MEMORY = 0.5
-_GOOD_PASSES, _GROWTH = 50, 1.25
+_GOOD_PASSES, _GROWTH = 20, 1.5
 
 
 def choose(asked: str) -> torch.device:
@@ -58,8 +58,8 @@ def described(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 
 class Budget:
     """How many tokens share a pass: as asked for, else by the memory that is free. Half
-    of it where memory has run out, a quarter more after passes that went well; what was
-    found out is remembered from run to run for a model on a kind of device."""
+    as many where memory has run out, half as many again after passes that went well;
+    what was found out is remembered for a model on a kind of device."""
 
     def __init__(
         self, asked: int | None, model: nn.Module, device: torch.device, name: str
