@@ -64,6 +64,10 @@ def strict() -> Prepare:
     def prepare(chunk: Sequence[Any]) -> Any:
         if 7 in chunk:
             raise InputError("seven")
+        if 6 in chunk:
+            raise ConnectionResetError("six")
+        if 5 in chunk:
+            return lambda: "cannot be pickled"
         if 8 in chunk:
             raise Unportable("eight", 8)
         return [*chunk]

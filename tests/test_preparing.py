@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -110,7 +111,8 @@ def test_an_error_comes_with_its_inputs_at_its_place(
 ) -> None:
     got = []
     work = made(tasks.strict, **way)
-    taking = (got.append(places.start) for places, _ in work.run(range(20), 2))
+    inputs = [0, 1, 2, 3, 0, 1, 7, 2, 3, 3]
+    taking = (got.append(places.start) for places, _ in work.run(inputs, 2))
     with pytest.raises(InputError, match="seven") as caught:
         list(taking)
     assert got == [0, 2, 4]
@@ -121,6 +123,30 @@ def test_an_error_comes_with_its_inputs_at_its_place(
 def test_an_error_that_cannot_be_pickled_still_says_what_it_is(made: Make) -> None:
     with pytest.raises(RuntimeError, match="Unportable: eight"):
         [*made(tasks.strict, processes=1).run([8], 1)]
+
+
+def test_errors_of_connections_and_of_pickling_end_no_process(made: Make) -> None:
+    work = made(tasks.strict, processes=1)
+    [*work.run([1], 1)]
+    [before] = children()
+    with pytest.raises(ConnectionResetError, match="six"):
+        [*work.run([6], 1)]
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        [*work.run([5], 1)]
+    assert [values for _, values in work.run([1, 2], 1)] == [[1], [2]]
+    assert children() == [before]
+
+
+def test_a_fork_that_ends_takes_no_process_with_it(made: Make) -> None:
+    work = made(tasks.squares, processes=1)
+    [*work.run([1], 1)]
+    [before] = children()
+    if not (forked := os.fork()):
+        work.close()
+        os._exit(0)
+    os.waitpid(forked, 0)
+    assert [values for _, values in work.run([3], 1)] == [[9]]
+    assert children() == [before]
 
 
 def test_a_callable_that_cannot_be_built_says_so(made: Make) -> None:

@@ -75,7 +75,7 @@ class Preparation(Generic[T]):
         self._one_at_a_time = threading.Lock()
         started: list[Process] = []
         self._pool = ThreadPoolExecutor(max(1, self._count), "preparing")
-        self._end = weakref.finalize(self, _end, self._pool, started)
+        self._end = weakref.finalize(self, _end, self._pool, started, os.getpid())
 
         def make() -> Prepare[T]:
             if not processes:
@@ -223,7 +223,9 @@ class Process:
         return process.wait()
 
 
-def _end(pool: ThreadPoolExecutor, started: list[Process]) -> None:
+def _end(pool: ThreadPoolExecutor, started: list[Process], owner: int) -> None:
+    if os.getpid() != owner:  # a fork has them, too, and they are not its own
+        return
     pool.shutdown(wait=False, cancel_futures=True)
     for process in started:
         process.close()

@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 # The length of a pickle, and how many buffers come beside it; then their lengths.
@@ -103,24 +104,28 @@ def _exactly(link: socket.socket, count: int) -> bytearray:
 
 
 def serve(link: socket.socket) -> None:
-    """Answers (True, result) or (False, error) to each chunk."""
+    """Answers (True, result) or (False, error) to each chunk, until the parent is
+    gone."""
     paths, task = receive(link)
     sys.path[:] = paths  # before anything of it is unpickled
     made: list[Callable[[Any], Any]] = []
 
-    def answered(chunk: Any) -> Any:
-        if not made:
-            build, args = pickle.loads(task)
-            made.append(build(*args))
-        return made[0](chunk)
-
-    while True:
+    def outcome(chunk: Any) -> tuple[bool, Any]:
         try:
-            send(link, (True, answered(receive(link))))
-        except (EOFError, ConnectionError):
-            return
+            if not made:
+                build, args = pickle.loads(task)
+                made.append(build(*args))
+            return True, made[0](chunk)
         except Exception as error:
-            send(link, (False, portable(error)))
+            return False, portable(error)
+
+    with suppress(EOFError, ConnectionError):
+        while True:
+            answer = outcome(receive(link))
+            try:
+                send(link, answer)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                send(link, (False, portable(error)))
 
 
 def portable(error: Exception) -> Exception:
