@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # records there are, and a lease in each lane is what a kill loses.
 SECONDS_PER_LEASE = 2.0
 FIRST_RECORDS = 256
+# Of inputs and vectors; a lease is in memory as a whole, in each lane.
+BYTES_PER_LEASE = 256_000_000
 # A first lease may be slow for reasons of its own (kernels are compiled, caches
 # filled), a short one fast by chance.
 _MOST_GROWTH = 4.0
@@ -43,12 +45,14 @@ class Pace:
     def __post_init__(self) -> None:
         self.records = min(self.most, FIRST_RECORDS)
 
-    def learn(self, records: int, seconds: float) -> None:
-        """`seconds` of work on `records`; of half a lease and less nothing follows."""
+    def learn(self, records: int, seconds: float, size: int = 0) -> None:
+        """`seconds` of work on `records` of `size` bytes; of half a lease and less
+        nothing follows."""
         if 2 * records <= self.records:
             return
-        fitting = records * SECONDS_PER_LEASE / max(seconds, 1e-6)
-        grown = min(fitting, _MOST_GROWTH * self.records, self.most)
+        by_time = records * SECONDS_PER_LEASE / max(seconds, 1e-6)
+        by_size = records * BYTES_PER_LEASE / max(size, 1)
+        grown = min(by_time, by_size, _MOST_GROWTH * self.records, self.most)
         self.records = max(1, int(grown))
 
 
@@ -92,13 +96,16 @@ class Leases:
         with self._changed:
             return lease.token in self._held
 
-    def settle(self, store: Connection, lease: Lease, seconds: float) -> None:
-        """Records that were not written are free again; the lease took `seconds`."""
+    def settle(
+        self, store: Connection, lease: Lease, seconds: float, size: int
+    ) -> None:
+        """Records that were not written are free again. The lease took `seconds`, and
+        `size` bytes."""
         ledger.release(store, lease.token)
         with self._changed:
             self._held.pop(lease.token, None)
             self._settled += 1
-            self.pace.learn(len(lease.hashes), seconds)
+            self.pace.learn(len(lease.hashes), seconds, size)
             self._changed.notify_all()
 
     def give_back(self, store: Connection, lease: Lease | None = None) -> None:

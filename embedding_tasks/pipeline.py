@@ -126,6 +126,7 @@ class Lane:
     _lease: Lease | None = None
     _is_leaving: bool = False
     _worked: float = 0.0
+    _size: int = 0
 
     def work(self) -> None:
         """Until nothing is left. Raises what `Worker.drain` does, and `Stopped`."""
@@ -164,9 +165,10 @@ class Lane:
         with self._stage("read"):
             records = self._read(lease)
             inputs, errors = self._formed(records)
+        self._size = sum(len(part or "") for r in records for part in r.parts)
         if records:
             self._embed(lease, records, inputs, errors)
-        self.job.leases.settle(self.store, lease, self._worked)
+        self.job.leases.settle(self.store, lease, self._worked, self._size)
         self._lease = None
         self.job.report()
 
@@ -248,6 +250,7 @@ class Lane:
         self.job.batch_succeeded()
         if not self.job.leases.is_held(lease):
             raise Stopped("the worker was stopped, and its lease given back")
+        self._size += encoded.vectors.nbytes
         with self._stage("write"):
             self._write(lease, records, encoded, errors)
 

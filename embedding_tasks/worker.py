@@ -44,7 +44,8 @@ _CANCEL_SECONDS = 0.5
 # An interrupt is sure to be noticed within this: one that comes just before a wait
 # begins does not end the wait.
 _NOTICE_SECONDS = 0.2
-# How often the connection that holds the device is looked at.
+# How often the connections that have nothing to say are looked at, and so kept open
+# where something in between closes those that are idle.
 _LOOK_SECONDS = 30.0
 # Interrupts that come while a worker stops; with one more it is left as it is.
 _PATIENCE = 3
@@ -77,6 +78,7 @@ class Worker:
     _surroundings: dict[str, str] = field(default_factory=dict)
     _device: Held | None = None
     _look_at: float = 0.0
+    _is_accounted: bool = False
 
     def __post_init__(self) -> None:
         self._timeline = Timeline(self.spans)
@@ -133,11 +135,14 @@ class Worker:
                 raise
             finally:
                 self._stopped.set()
+                self._encoder = Future()  # what is loaded next may need its memory
         self._keep_account(self.store)
 
     def _next_call(self) -> None:
-        if self._device is not None and time.monotonic() > self._look_at:
-            self._device.look()
+        if time.monotonic() > self._look_at:
+            self.store.execute("SELECT")
+            if self._device is not None:
+                self._device.look()
             self._look_at = time.monotonic() + _LOOK_SECONDS
         try:
             call = self._calls.get(timeout=_NOTICE_SECONDS)
@@ -247,16 +252,20 @@ class Worker:
                 thread.join(_CANCEL_SECONDS)
                 lane.cancel()
         self._give_back()
+        with suppress(Exception):  # what has stopped the worker matters more
+            self._keep_account(self.store)
 
     def _give_back(self) -> None:
         with (
-            suppress(Exception),  # what has stopped the worker matters more
+            suppress(Exception),
             usable(self.store, self.open_store) as store,
         ):
             self._leases.give_back(store)
-            self._keep_account(store)
 
     def _keep_account(self, store: Connection) -> None:
+        if self._is_accounted:
+            return
+        self._is_accounted = True
         stages = self._timeline.sums()
         self.drained.seconds = self._timeline.busy
         made_with = {str(self.version.version): self._surroundings}

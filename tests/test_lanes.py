@@ -495,6 +495,13 @@ def test_a_lease_comes_to_hold_about_two_seconds_of_work(
     assert settles_at in (8192, 1, int(SECONDS_PER_LEASE * per_second))
 
 
+def test_a_lease_of_large_inputs_holds_fewer() -> None:
+    pace = Pace(8192)
+    for _ in range(6):
+        pace.learn(pace.records, 0.001, pace.records * 1_000_000)
+    assert pace.records == 256
+
+
 def test_the_rest_of_a_queue_says_little_of_the_pace() -> None:
     pace = Pace(100)
     assert pace.records == 100

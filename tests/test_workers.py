@@ -43,7 +43,7 @@ def shares(store: Connection) -> list[int]:
         "SELECT embedded, discarded FROM embedline.run"
         " WHERE kind = 'work' OR embedded > 0"
     ).fetchall()
-    assert {vain for _, vain in rows} == {0}
+    assert {vain for _, vain in rows} <= {0}
     return sorted(count for count, _ in rows)
 
 
