@@ -11,7 +11,8 @@ EmbedlineError
 │   └── ThresholdError     a run left more undone than the use case allows
 └── TransientError         the same call may succeed later
     ├── DatabaseAway       source or store cannot be reached
-    └── DeviceError        out of memory, or the accelerator is gone
+    ├── DeviceError        out of memory, or the accelerator is gone
+    └── Stopped            somebody asked for a stop; says nothing of what was in hand
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class DatabaseAway(TransientError):
 
 
 class DeviceError(TransientError):
+    pass
+
+
+class Stopped(TransientError):
     pass
 
 

@@ -6,8 +6,9 @@ branch in `shape.of` and in `load`, and a module with a class that keeps `Encode
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,12 +39,14 @@ class Encoder(Protocol):
 @dataclass(frozen=True)
 class Runtime:
     """What an encoder needs of its surroundings and that shapes no vector. `tokens`
-    is the most one forward pass may hold, padding included."""
+    is the most one forward pass may hold, padding included. `stopped`: somebody wants
+    an end; encoders look at it between batches and raise `Stopped`."""
 
     device: str = "auto"
     tokens: int = 4096
     resolve: Resolve | None = None
     open_store: Callable[[], Connection] | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
 
 
 def load(version: ModelVersion, runtime: Runtime) -> Encoder:
