@@ -3,7 +3,8 @@
 `hidden` is (batch, tokens, hidden): the words of a text, the patches of an image, the
 cells of a feature map, the queries of a detector. `mask` (batch, tokens) is the layout:
 1 for what is to be read, 0 for padding on either side, or for a token that is to be
-left out. No pooling ever reads a masked position.
+left out. No pooling ever reads a masked position. Texts come without padding, as rows
+end to end: `of_rows`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from embedding_tasks.errors import ModelError, valid_choices
 from embedding_tasks.use_case import LayerMix
 
 Pooling = Callable[[Tensor, Tensor], Tensor]
+RowPooling = Callable[[Tensor, Tensor], Tensor]
 
 
 def cls(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -53,6 +55,31 @@ def by_name(name: str) -> Pooling:
         return POOLINGS[name]
     except KeyError:
         raise ModelError(f"pooling {valid_choices(name, list(POOLINGS))}") from None
+
+
+def _bags(mode: str) -> RowPooling:
+    def pool(rows: Tensor, bounds: Tensor) -> Tensor:
+        every = torch.arange(len(rows), dtype=bounds.dtype, device=rows.device)
+        return torch.nn.functional.embedding_bag(
+            every, rows.to(torch.float32), bounds[:-1], mode=mode
+        )
+
+    return pool
+
+
+# The same of rows (tokens, hidden) of texts end to end, of which text i has those from
+# bounds[i] on to bounds[i + 1]: nothing is padded, so there is nothing to leave out.
+_OF_ROWS: dict[str, RowPooling] = {
+    "cls": lambda rows, bounds: rows.index_select(0, bounds[:-1]),
+    "mean": _bags("mean"),
+    "max": _bags("max"),
+    "last": lambda rows, bounds: rows.index_select(0, bounds[1:] - 1),
+}
+
+
+def of_rows(name: str, rows: Tensor, bounds: Tensor) -> Tensor:
+    by_name(name)
+    return _OF_ROWS[name](rows, bounds)
 
 
 def spans(tokens: Tensor, starts: Sequence[int], stops: Sequence[int]) -> Tensor:

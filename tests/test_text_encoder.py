@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from embedding_tasks import encoders
 from embedding_tasks.encoders import Encoder, Runtime, recipe
 from embedding_tasks.encoders.text import TextEncoder
+from embedding_tasks.encoders.tokenizing import Tokens
 from embedding_tasks.errors import DeviceError, InputError, ModelError
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import UseCase
@@ -281,23 +282,23 @@ def test_out_of_memory_halves_the_batch_and_spares_every_other_input(
     texts = sorted(tweets[:64], key=len)
     made = encoder(tiny)
     wanted = made.encode(texts).vectors
-    forward = TextEncoder._forward
+    launch = TextEncoder._launch
     sizes = []
 
-    def scarce(self: TextEncoder, tokens: list[list[int]]) -> Any:
-        if len(tokens) > 5:
+    def scarce(self: TextEncoder, tokens: Tokens) -> Any:
+        if len(tokens.lengths) > 5:
             raise torch.OutOfMemoryError("no")
-        sizes.append(len(tokens))
-        return forward(self, tokens)
+        sizes.append(len(tokens.lengths))
+        return launch(self, tokens)
 
-    monkeypatch.setattr(TextEncoder, "_forward", scarce)
+    monkeypatch.setattr(TextEncoder, "_launch", scarce)
     assert np.abs(made.encode(texts).vectors - wanted).max() < 1e-5
     assert max(sizes) <= 5
 
-    def none(self: TextEncoder, tokens: list[list[int]]) -> Any:
+    def none(self: TextEncoder, tokens: Tokens) -> Any:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(TextEncoder, "_forward", none)
+    monkeypatch.setattr(TextEncoder, "_launch", none)
     with pytest.raises(InputError, match="does not fit the memory"):
         made.encode(texts[:1])
 

@@ -1,7 +1,8 @@
 """Whole texts through a transformer of the Hugging Face library: one vector each.
 
 One forward pass gives hidden states and, where the use case asks for it, the logits
-of the model's own classification head.
+of the model's own classification head. Texts are cut into tokens, brought into batches
+of about one size, run and pooled; only vectors come back from the device.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -21,13 +22,19 @@ from transformers import (
 )
 
 from embedding_tasks import pooling
-from embedding_tasks.encoders import Runtime, devices, transformer
+from embedding_tasks.encoders import Runtime, devices, packed, transformer
 from embedding_tasks.encoders.encoded import Encoded
-from embedding_tasks.errors import InputError, ModelError
-from embedding_tasks.packing import token_batches
+from embedding_tasks.encoders.tokenizing import Tokens, tokenizing_of
+from embedding_tasks.errors import InputError, ModelError, Stopped
 
 # A tokenizer without a limit of its own reports a huge number.
 _NO_LIMIT = 1_000_000
+# Texts whose tokens are in hand at a time: enough that texts of one length meet.
+TEXTS_AT_A_TIME = 4096
+
+
+# Vectors, and the head's logits, of a batch.
+Launched = tuple[Tensor, Tensor | None]
 
 
 class TextEncoder:
@@ -39,86 +46,92 @@ class TextEncoder:
         self._pools: str = spec["pooling"]
         self._normalize = bool(spec["normalize"])
         self._budget = runtime.tokens
+        self._stopped = runtime.stopped
         self.device = devices.choose(runtime.device)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = AutoModelForSequenceClassification if spec["head"] else AutoModel
-        self._dtype: str = spec["encoder"]["dtype"]
         model = load(kind, folder, spec, self.device)
         refuse_what_cannot_pool(model, self._pools)
         self._head = transformer.Head(model.config) if spec["head"] else None
-        self._hidden = transformer.HiddenStates(
-            model, transformer.layers(spec["layers"])
-        )
         asked = spec["encoder"]["max_length"]
-        self._max_length = usable_length(self._tokenizer, model, asked)
-        self._refuse_a_model_that_reads_padding(model.dtype)
+        most = usable_length(tokenizer, model, asked)
+        self._tokenize = tokenizing_of(tokenizer, folder, most)
+        self._dtype = model.dtype
+        self._forward = packed.forward_of(
+            model,
+            packed.Wanted(
+                transformer.layers(spec["layers"]),
+                "text" if self._head else None,
+                self._pools == "pooler",
+            ),
+            tokenizer.pad_token_id,
+            self._tokenize(transformer.samples()),
+        )
 
     def encode(self, inputs: Sequence[str]) -> Encoded:
-        tokens, truncated = self._tokenize(inputs)
-        if not all(tokens):
-            raise InputError("an input without a single token")
         order: list[int] = []
-        parts: list[tuple[Tensor, Tensor]] = []
-        for batch in token_batches([len(t) for t in tokens], self._budget):
-            order += batch
-            parts += devices.within_memory(
-                lambda positions: self._forward([tokens[i] for i in positions]),
-                batch,
-                self.device,
-                lambda i: (
-                    f"one input of {len(tokens[i])} tokens (lower encoder.max_length)"
-                ),
-            )
-        back = torch.from_numpy(np.argsort(order))
-        logits = torch.cat([g for _, g in parts])
-        return Encoded.of_records(
-            torch.cat([v for v, _ in parts])[back].numpy(),
-            predictions=self._head.predictions(logits[back]) if self._head else (),
-            truncated=truncated,
-        )
+        made: list[Launched] = []
+        truncated = 0
+        for start in range(0, len(inputs), TEXTS_AT_A_TIME):
+            tokens = self._tokenize(inputs[start : start + TEXTS_AT_A_TIME])
+            truncated += tokens.truncated
+            if not tokens.lengths.all():
+                raise InputError("an input without a single token")
+            for batch in self._forward.batches(tokens.lengths.tolist(), self._budget):
+                order += [start + position for position in batch]
+                made += self._within_memory(tokens, batch)
+        return self._collected(order, made, truncated)
 
     def probe(self) -> Encoded:
         return self.encode(["one, two, three"])
 
     def surroundings(self) -> dict[str, str]:
-        return {"device": str(self.device), "dtype": self._dtype}
+        return packed.surroundings(self.device, self._dtype)
 
-    def _tokenize(self, inputs: Sequence[str]) -> tuple[list[list[int]], int]:
-        encoded = self._tokenizer(
-            list(inputs),
-            truncation=True,
-            max_length=self._max_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
+    def _within_memory(self, tokens: Tokens, batch: list[int]) -> list[Launched]:
+        if self._stopped.is_set():
+            raise Stopped("stopped between two batches")
+        return devices.within_memory(
+            lambda positions: self._launch(tokens.only(positions)),
+            batch,
+            self.device,
+            lambda i: (
+                f"one input of {tokens.lengths[i]} tokens (lower encoder.max_length)"
+            ),
         )
-        tokens: list[list[int]] = encoded["input_ids"]
-        if encoded.encodings:
-            truncated = sum(bool(e.overflowing) for e in encoded.encodings)
-        else:
-            truncated = sum(len(t) >= self._max_length for t in tokens)
-        return tokens, truncated
 
     @torch.inference_mode()
-    def _forward(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor]:
-        ids, mask = padded(tokens, self._tokenizer.pad_token_id)
-        ids, mask = ids.to(self.device), mask.to(self.device)
+    def _launch(self, tokens: Tokens) -> Launched:
+        """Starts a batch. What it returns stays on the device, where it may not be
+        there yet."""
+        rows = self._forward(tokens)
         with devices.errors():
-            output, base, hidden = self._hidden(input_ids=ids, attention_mask=mask)
-            if self._pools == "pooler":
-                vectors = pooler_output(base)
-            else:
-                vectors = pooling.by_name(self._pools)(hidden, mask)
+            vectors = rows.pooled
+            if vectors is None:
+                vectors = pooling.of_rows(
+                    self._pools, rows.hidden, rows.segments.bounds
+                )
             vectors = vectors.to(torch.float32)
             if self._normalize:
                 vectors = pooling.normalized(vectors)
-            logits = output.logits.to(torch.float32) if self._head else torch.empty(0)
-            return vectors.cpu(), logits.cpu()
+            logits = None if rows.logits is None else rows.logits.to(torch.float32)
+            return vectors, logits
 
-    def _refuse_a_model_that_reads_padding(self, dtype: torch.dtype) -> None:
-        short, long = self._tokenize(transformer.SHORT_AND_LONG)[0]
-        alone, _ = self._forward([short])
-        beside, _ = self._forward([short, long])
-        transformer.refuse_drift(alone[0].to(dtype), beside[0].to(dtype))
+    def _collected(
+        self, order: list[int], made: list[Launched], truncated: int
+    ) -> Encoded:
+        """Waits for the device. `order` has the position of the input each vector
+        belongs to."""
+        back = torch.from_numpy(np.argsort(order))
+        with devices.errors():
+            vectors = torch.cat([v for v, _ in made]).cpu()[back]
+            predictions = []
+            if self._head:
+                logits = torch.cat([g for _, g in made if g is not None]).cpu()
+                predictions = self._head.predictions(logits[back])
+        return Encoded.of_records(
+            vectors.numpy(), predictions=predictions, truncated=truncated
+        )
 
 
 def load(
@@ -166,20 +179,11 @@ def _is_causal(model: PreTrainedModel) -> bool:
     return kind in CAUSAL and kind not in MASKED and not encoder
 
 
-def pooler_output(base: Any) -> Tensor:
-    pooled: Tensor | None = getattr(base, "pooler_output", None)
-    if pooled is None:
-        raise ModelError(
-            "pooling: this model has no pooler; valid: cls, mean, max, last"
-        )
-    return pooled
-
-
 def usable_length(tokenizer: Any, model: PreTrainedModel, asked: int | None) -> int:
     limits = [tokenizer.model_max_length]
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None:
-        limits.append(positions - _position_offset(model))
+        limits.append(positions - packed.position_offset(model))
     limit = min(limits)
     if asked is not None and asked > limit:
         raise ModelError(
@@ -191,24 +195,3 @@ def usable_length(tokenizer: Any, model: PreTrainedModel, asked: int | None) -> 
             "encoder.max_length: the model names no limit of its own; set one"
         )
     return asked or limit
-
-
-def padded(tokens: list[list[int]], pad: int | None) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (batch, longest). On the right, where positions count from the
-    first real token in every architecture."""
-    width = max(len(t) for t in tokens)
-    ids = torch.full((len(tokens), width), pad or 0, dtype=torch.long)
-    mask = torch.zeros((len(tokens), width), dtype=torch.long)
-    for row, token_ids in enumerate(tokens):
-        ids[row, : len(token_ids)] = torch.tensor(token_ids)
-        mask[row, : len(token_ids)] = 1
-    return ids, mask
-
-
-def _position_offset(model: nn.Module) -> int:
-    """RoBERTa and its kin count positions from padding_idx + 1."""
-    for module in model.modules():
-        table = getattr(module, "position_embeddings", None)
-        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
-            return table.padding_idx + 1
-    return 0

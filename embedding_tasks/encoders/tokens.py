@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
 from embedding_tasks import pooling
-from embedding_tasks.encoders import Runtime, devices, text, transformer
+from embedding_tasks.encoders import Runtime, devices, packed, text, transformer
 from embedding_tasks.encoders.encoded import Encoded, Prediction, joined
 from embedding_tasks.encoders.tags import OUTSIDE, entities
+from embedding_tasks.encoders.tokenizing import Tokens as Ids
+from embedding_tasks.encoders.tokenizing import ranges
 from embedding_tasks.encoders.windows import Tokenizer, Tokens, Window, Word
+from embedding_tasks.errors import Stopped
 from embedding_tasks.inputs import Sentence, sentence_of
-from embedding_tasks.packing import token_batches
 
 # Texts are worked off in groups of this many batches, whose hidden states are held at
 # a time: enough to fill batches with texts of one length, and no more.
@@ -53,22 +56,29 @@ class TokenEncoder:
         self._pooling = spec["pooling"]
         self._normalize = bool(spec["normalize"])
         self._budget = runtime.tokens
-        self._dims = 0
+        self._stopped = runtime.stopped
         self.device = devices.choose(runtime.device)
         kind = AutoModelForTokenClassification if spec["head"] else AutoModel
-        self._dtype: str = spec["encoder"]["dtype"]
         model = text.load(kind, folder, spec, self.device)
         self._head = transformer.Head(model.config) if spec["head"] else None
-        self._hidden = transformer.HiddenStates(
-            model, transformer.layers(spec["layers"])
-        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         asked = spec["encoder"]["max_length"]
-        self._pad = tokenizer.pad_token_id
         self._tokenizer = Tokenizer(
             folder, tokenizer, text.usable_length(tokenizer, model, asked)
         )
-        self._refuse_a_model_that_reads_padding()
+        self._dtype = model.dtype
+        samples = self._tokenizer.read(
+            [sentence_of(sample.split()) for sample in transformer.samples()]
+        )
+        self._forward = packed.forward_of(
+            model,
+            packed.Wanted(
+                transformer.layers(spec["layers"]), "token" if self._head else None
+            ),
+            tokenizer.pad_token_id,
+            _ids([window for own in samples for window in own.windows]),
+        )
+        self._dims = self._forward(_ids(samples[0].windows)).hidden.shape[-1]
 
     def encode(self, inputs: Sequence[Sentence]) -> Encoded:
         tokens = self._tokenizer.read(inputs)
@@ -85,7 +95,7 @@ class TokenEncoder:
         return self.encode([replace(sentence_of(["one"]), labelled_spans=((0, 3),))])
 
     def surroundings(self) -> dict[str, str]:
-        return {"device": str(self.device), "dtype": self._dtype}
+        return packed.surroundings(self.device, self._dtype)
 
     def _groups(self, tokens: list[Tokens]) -> Iterator[list[int]]:
         group: list[int] = []
@@ -189,56 +199,62 @@ class TokenEncoder:
 
     def _run(self, windows: list[Window]) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and the head's probabilities, of every token that is taken,
-        window after window."""
-        states: dict[int, Tensor] = {}
-        spread: dict[int, Tensor] = {}
-
-        def forward(batch: Sequence[int]) -> None:
-            hidden, probabilities = self._forward([windows[i].ids for i in batch])
-            for row, i in enumerate(batch):
-                taken = slice(windows[i].at, windows[i].at + windows[i].count)
-                states[i] = hidden[row, taken].clone()  # or the padding stays, too
-                if probabilities is not None:
-                    spread[i] = probabilities[row, taken]
-
-        for batch in token_batches([len(w.ids) for w in windows], self._budget):
-            devices.within_memory(
-                forward,
+        window after window. Hidden states stay on the device."""
+        if not windows:
+            return torch.empty((0, self._dims), device=self.device), None
+        tokens = _ids(windows)
+        order: list[int] = []
+        made: list[tuple[Tensor, Tensor | None]] = []
+        for batch in self._forward.batches(tokens.lengths.tolist(), self._budget):
+            if self._stopped.is_set():
+                raise Stopped("stopped between two batches")
+            order += batch
+            made += devices.within_memory(
+                lambda chosen: self._taken(
+                    tokens.only(chosen), [windows[i] for i in chosen]
+                ),
                 batch,
                 self.device,
                 lambda i: (
-                    f"one window of {len(windows[i].ids)} tokens (lower "
+                    f"one window of {tokens.lengths[i]} tokens (lower "
                     "encoder.max_length)"
                 ),
             )
-        if not windows:
-            return torch.empty((0, self._dims)), None
-        order = range(len(windows))
-        return (
-            torch.cat([states[i] for i in order]),
-            torch.cat([spread[i] for i in order]) if self._head is not None else None,
-        )
+        back = torch.from_numpy(_back([windows[i].count for i in order], order))
+        hidden = torch.cat([h for h, _ in made])[back.to(self.device)]
+        if self._head is None:
+            return hidden, None
+        return hidden, torch.cat([s for _, s in made if s is not None]).cpu()[back]
 
     @torch.inference_mode()
-    def _forward(self, ids: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        padded, mask = text.padded(ids, self._pad)
+    def _taken(
+        self, tokens: Ids, windows: list[Window]
+    ) -> tuple[Tensor, Tensor | None]:
+        rows = self._forward(tokens)
+        begins = tokens.lengths.cumsum() - tokens.lengths
+        begins += [window.at for window in windows]
         with devices.errors():
-            output, _, hidden = self._hidden(
-                input_ids=padded.to(self.device), attention_mask=mask.to(self.device)
-            )
-            if self._head is None:
+            taken = torch.from_numpy(
+                ranges(begins, np.array([window.count for window in windows]))
+            ).to(self.device)
+            hidden = rows.hidden.index_select(0, taken)
+            if rows.logits is None:
                 return hidden, None
-            return hidden, output.logits.to(torch.float32).softmax(-1).cpu()
+            logits = rows.logits.index_select(0, taken)
+            return hidden, logits.to(torch.float32).softmax(-1)
 
-    def _refuse_a_model_that_reads_padding(self) -> None:
-        short, long = (
-            self._tokenizer.read([sentence_of(s.split())])[0].windows[0].ids
-            for s in transformer.SHORT_AND_LONG
-        )
-        alone, _ = self._forward([short])
-        self._dims = alone.shape[-1]
-        beside, _ = self._forward([short, long])
-        transformer.refuse_drift(alone[0], beside[0, : len(short)])
+
+def _ids(windows: Sequence[Window]) -> Ids:
+    return Ids.of([window.ids for window in windows])
+
+
+def _back(counts: list[int], order: list[int]) -> npt.NDArray[np.int64]:
+    """Where the rows of windows 0, 1, 2, … are among those of windows in `order`, which
+    have so many rows each."""
+    sizes = np.array(counts)
+    begins = sizes.cumsum() - sizes
+    sorted_ = np.argsort(order)
+    return ranges(begins[sorted_], sizes[sorted_])
 
 
 def _is_labelled(sentence: Sentence, word: Word) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,22 @@ from embedding_tasks.use_case import LayerMix
 
 # How far a vector may move with what is beside its input, relative to its own size.
 DRIFT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-SHORT_AND_LONG = ("one, two, three", "a longer text, which the short one is padded to")
+
+# Words, and how many of them each text has that a model is tried with: some alike, and
+# one longer than the windows that local attention has.
+_WORDS = (
+    "one,",
+    "two",
+    "and",
+    "three",
+    "short",
+    "texts",
+    "lie",
+    "beside",
+    "a",
+    "longer",
+)
+_COUNTS = (1, 2, 5, 5, 11, 23, 3, 47, 200)
 
 
 def load(
@@ -63,16 +79,10 @@ def load(
     return loaded
 
 
-def refuse_drift(alone: Tensor, beside: Tensor) -> None:
-    """Whatever an architecture does with its mask: a text must not change because a
-    longer one is beside it. Raises `ModelError`."""
-    drift = float((alone - beside).abs().max() / alone.abs().max())
-    if not drift < DRIFT[alone.dtype]:
-        raise ModelError(
-            "encoder.model: with this model a text's vector changes with the texts "
-            f"beside it (by {drift:.1e} of its size): it reads padding, and is not "
-            "supported"
-        )
+def samples() -> list[str]:
+    """Texts of several lengths, no two of them alike."""
+    words = _WORDS * (max(_COUNTS) // len(_WORDS) + 2)
+    return [" ".join(words[i : i + count]) for i, count in enumerate(_COUNTS)]
 
 
 def takes(model: nn.Module, argument: str) -> bool:
@@ -85,7 +95,7 @@ class HiddenStates:
     The last ones are taken as the bare encoder returns them, final norm included, by
     a hook: `hidden_states[-1]` is not the same thing in every architecture, and
     keeping all layers costs memory. `base` is that encoder where the model itself
-    does not say which of its modules it is.
+    does not say which of its modules it is. Several threads may call it at once.
     """
 
     def __init__(
@@ -96,17 +106,30 @@ class HiddenStates:
     ) -> None:
         self._model = model
         self._layers = layers
-        self._base: Any = None
+        self._own = threading.local()
         (base or model.base_model).register_forward_hook(self._keep)
 
-    def _keep(self, module: nn.Module, args: object, output: Any) -> None:
-        self._base = output
+    def _keep(self, module: nn.Module, args: object, output: Any) -> Any:
+        self._own.base = output
+        change = getattr(self._own, "change", None)
+        return change(output) if change else None
 
     def __call__(self, **inputs: Tensor) -> tuple[Any, Any, Tensor]:
         """The model's output, its bare encoder's output, and hidden states."""
+        return self.run(None, **inputs)
+
+    def run(
+        self, change: Callable[[Any], Any] | None, **inputs: Any
+    ) -> tuple[Any, Any, Tensor]:
+        """`change` makes of the bare encoder's output what a head is to read in its
+        place."""
         wanted = self._layers is not None
-        output = self._model(**inputs, output_hidden_states=wanted)
-        base, self._base = self._base, None
+        self._own.change = change
+        try:
+            output = self._model(**inputs, output_hidden_states=wanted)
+            base = self._own.base
+        finally:
+            self._own.base = self._own.change = None
         if self._layers is not None:
             return output, base, pooling.mix_layers(output.hidden_states, self._layers)
         return output, base, base.last_hidden_state
