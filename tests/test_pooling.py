@@ -38,6 +38,19 @@ def test_no_pooling_reads_a_padded_position(
     assert torch.equal(pool(quiet, mask), pool(loud, mask))
 
 
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    st.sampled_from(sorted(pooling.POOLINGS)),
+)
+def test_texts_end_to_end_are_pooled_as_texts_with_a_mask(
+    lengths: list[int], name: str
+) -> None:
+    hidden, mask = padded(lengths, "right", 1e6)
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).to(torch.int32)
+    rows = pooling.of_rows(name, hidden[mask.bool()], bounds)
+    assert torch.allclose(rows, pooling.by_name(name)(hidden, mask), atol=1e-6)
+
+
 def test_cls_is_the_first_token_and_mean_the_average() -> None:
     hidden, mask = padded([3, 5], "left", 9.0)
     assert torch.equal(pooling.cls(hidden, mask)[0], hidden[0, -3])
