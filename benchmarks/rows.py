@@ -28,8 +28,6 @@ from uuid import uuid4
 import numpy as np
 import psycopg
 import yaml
-from embedding_tasks.timeline import Span
-from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
 
 from benchmarks import harness, sized_models
 from embedding_tasks import encoders, ledger, run, use_case
@@ -42,6 +40,8 @@ from embedding_tasks.source import extract, snapshot
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.store.write import Finished, write
+from embedding_tasks.timeline import Span
+from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
 
 NAME = "texts"
 SEED = 5

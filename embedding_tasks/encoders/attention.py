@@ -31,10 +31,12 @@ _UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
 @dataclass(frozen=True)
 class Segments:
     """The texts of a packed row: `lengths` on the host; `bounds` (texts + 1), int32 on
-    the device, where each begins and the last one ends (`cu_seqlens`)."""
+    the device, where each begins and the last one ends (`cu_seqlens`); `tiles` there,
+    where `kernels` are used."""
 
     lengths: npt.NDArray[np.int64]
     bounds: Tensor
+    tiles: Tensor | None = None
 
     @property
     def longest(self) -> int:
@@ -65,7 +67,38 @@ def attention(
     """(tokens, heads, size) each, of which key and value may have fewer heads. Every
     token attends to those of its own text: to those before it where `causal`, to those
     at most `window` away where there is one. Chosen by device."""
+    size = query.shape[-1]
+    if segments.tiles is not None and value.shape[-1] == size:
+        from embedding_tasks.encoders import kernels
+
+        scale = size**-0.5 if scale is None else scale
+        return kernels.attention(
+            query, key, value, segments.tiles, scale, window, causal
+        )
+    if query.is_cuda and query.dtype != torch.float32:
+        return by_flash(query, key, value, segments, scale, window, causal)
     return by_runs(query, key, value, segments, scale, window, causal)
+
+
+def by_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scale: float | None = None,
+    window: int | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """FlashAttention 2, which is part of torch, for texts end to end. Called as the
+    operator: what torch wraps it in has another signature in every release."""
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        *(query, key, value, segments.bounds, segments.bounds),
+        *(segments.longest, segments.longest, 0.0, causal, False),
+        scale=scale,
+        window_size_left=window,
+        window_size_right=0 if causal and window is not None else window,
+    )[0]
+    return out
 
 
 def by_runs(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from embedding_tasks.encoders import memory
+from embedding_tasks.encoders import memory, preparing
 from embedding_tasks.errors import DeviceError, InputError
 
 T = TypeVar("T")
@@ -46,6 +46,14 @@ def precision(asked: str, device: torch.device) -> str:
     if asked == "auto":
         return "float16" if device.type == "cuda" else "float32"
     return asked
+
+
+def processes_beside(device: torch.device) -> int:
+    """That prepare inputs for a model there; none where the model itself takes the
+    cores."""
+    if device.type == "cpu":
+        return 0
+    return preparing.processes(torch.cuda.device_count())
 
 
 def described(device: torch.device, dtype: torch.dtype) -> dict[str, str]:

@@ -131,9 +131,9 @@ class ImageEncoder:
         self._prepare = recipe.ready()
         self._scaled = scaled_on(device, scale) if scale else None
         self.shared = device.type == "cuda"
-        if processes is None and self.shared:
-            processes = preparing.processes(torch.cuda.device_count())
-        self._processes = processes or 0
+        self._processes = (
+            devices.processes_beside(device) if processes is None else processes
+        )
         self._preparation: Preparation[Prepared] = Preparation(
             preprocessing.Preparer,
             *(recipe, spec["encoder"]["max_pixels"]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from embedding_tasks import packing
-from embedding_tasks.encoders import attention, devices, linears, transformer
+from embedding_tasks.encoders import (
+    acceleration,
+    attention,
+    devices,
+    linears,
+    transfer,
+    transformer,
+)
 from embedding_tasks.encoders.attention import Segments
 from embedding_tasks.encoders.tokenizing import Tokens
 from embedding_tasks.errors import ModelError
@@ -81,7 +88,7 @@ def forward_of(
     states = transformer.HiddenStates(model, wanted.layers)
     padded = Padded(model, states, wanted, pad)
     alone = [padded(samples.only([text])) for text in range(len(samples.lengths))]
-    undo = linears.prepack(model)
+    undo = _faster(model)
     drift = _drift(padded(samples), alone)
     if (packed := _packed(model, states, wanted, samples, alone, drift)) is not None:
         return packed
@@ -90,6 +97,12 @@ def forward_of(
         drift = _drift(padded(samples), alone)
         refuse_drift(drift, model.dtype)
     return padded
+
+
+def _faster(model: PreTrainedModel) -> Callable[[], None]:
+    if model.device.type == "cuda":
+        return acceleration.accelerate(model, model.device)
+    return linears.prepack(model)
 
 
 def _packed(
@@ -195,12 +208,26 @@ class Packed:
         lengths = tokens.lengths
         ends = lengths.cumsum()
         positions = np.arange(len(tokens.ids)) - np.repeat(ends - lengths, lengths)
-        positions += self._first_position
-        host = np.concatenate([tokens.ids, positions, [0], ends]).astype(np.int32)
-        count = len(tokens.ids)
-        sent = torch.from_numpy(host).to(self._device, non_blocking=True)
-        ids, places = sent[: 2 * count].to(torch.long).view(2, 1, count)
-        return ids, places, Segments(lengths, sent[2 * count :])
+        tiles = self._tiles(lengths)
+        told: list[Any] = [
+            tokens.ids,
+            positions + self._first_position,
+            np.append(0, ends),
+            tiles.ravel(),
+        ]
+        sent = transfer.to_device(
+            [np.asarray(part, np.int32) for part in told], self._device
+        )
+        ids, places, bounds, tiled = torch.split(sent, [*map(len, told)])
+        segments = Segments(lengths, bounds, tiled.view(-1, 3) if len(tiled) else None)
+        return ids.to(torch.long)[None], places.to(torch.long)[None], segments
+
+    def _tiles(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        if not acceleration.usable(self._device):
+            return np.empty((0, 3), np.int32)
+        from embedding_tasks.encoders import kernels
+
+        return kernels.tiles(lengths)
 
     def _of_first_tokens(self, segments: Segments, output: Any) -> Any:
         """A head that reads the first token of each text finds it where it looks: as
@@ -287,7 +314,3 @@ def position_offset(model: nn.Module) -> int:
         if isinstance(table, nn.Embedding) and table.padding_idx is not None:
             return table.padding_idx + 1
     return 0
-
-
-def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    return {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}

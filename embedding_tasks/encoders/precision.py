@@ -31,14 +31,14 @@ class HalfPrecision:
         self._weights = weights
         self._lock = threading.Lock()
         self._wide = bool(memory.known(_TOPIC, weights))
-        self._encoder = load("bfloat16" if self._wide else "float16")
+        self.encoder = load("bfloat16" if self._wide else "float16")
 
     @property
     def shared(self) -> bool:
-        return self._encoder.shared
+        return self.encoder.shared
 
     def surroundings(self) -> dict[str, str]:
-        return self._encoder.surroundings()
+        return self.encoder.surroundings()
 
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         return self._finite(lambda encoder: encoder.encode(inputs))
@@ -47,14 +47,14 @@ class HalfPrecision:
         return self._finite(lambda encoder: encoder.probe())
 
     def _finite(self, encode: Callable[[Encoder], Encoded]) -> Encoded:
-        encoder = self._encoder
+        encoder = self.encoder
         encoded = encode(encoder)
         if self._wide or np.isfinite(encoded.vectors).all():
             return encoded
         with self._lock:
-            if self._encoder is encoder:
+            if self.encoder is encoder:
                 return self._widened(encoded, encode)
-        return encode(self._encoder)
+        return encode(self.encoder)
 
     def _widened(
         self, narrow: Encoded, encode: Callable[[Encoder], Encoded]
@@ -70,7 +70,7 @@ class HalfPrecision:
             self._weights[:12],
         )
         memory.keep(_TOPIC, self._weights, 1)
-        self._encoder, self._wide = wider, True
+        self.encoder, self._wide = wider, True
         return encoded
 
 

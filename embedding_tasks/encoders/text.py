@@ -7,7 +7,8 @@ of about one size, run and pooled; only vectors come back from the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,15 @@ from transformers import (
 )
 
 from embedding_tasks import pooling
-from embedding_tasks.encoders import Runtime, devices, packed, transformer
+from embedding_tasks.encoders import (
+    Runtime,
+    devices,
+    packed,
+    transfer,
+    transformer,
+)
 from embedding_tasks.encoders.encoded import Encoded
+from embedding_tasks.encoders.preparing import Preparation
 from embedding_tasks.encoders.tokenizing import Tokens, tokenizing_of
 from embedding_tasks.errors import InputError, ModelError, Stopped
 
@@ -31,33 +39,42 @@ from embedding_tasks.errors import InputError, ModelError, Stopped
 _NO_LIMIT = 1_000_000
 # Texts whose tokens are in hand at a time: enough that texts of one length meet.
 TEXTS_AT_A_TIME = 4096
+# So many batches' tokens, where it is sizes that vary.
+_BATCHES = 16
+# Texts that a process cuts at a time: some milliseconds of work.
+_CHUNK = 128
 
-
-# Vectors, and the head's logits, of a batch.
-Launched = tuple[Tensor, Tensor | None]
+# Vectors and, where there is a head, its logits, of a batch.
+Launched = list[Tensor]
 
 
 class TextEncoder:
-    """`spec` is a model version's."""
-
-    shared = False
+    """`spec` is a model version's. On an accelerator, processes cut texts into tokens,
+    and the host launches batch after batch without waiting for any."""
 
     def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
         self._pools: str = spec["pooling"]
         self._normalize = bool(spec["normalize"])
-        self._budget = runtime.tokens
         self._stopped = runtime.stopped
         self.device = devices.choose(runtime.device)
+        self.shared = self.device.type != "cpu"
         tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = AutoModelForSequenceClassification if spec["head"] else AutoModel
         model = load(kind, folder, spec, self.device)
         refuse_what_cannot_pool(model, self._pools)
         self._head = transformer.Head(model.config) if spec["head"] else None
         asked = spec["encoder"]["max_length"]
-        most = usable_length(tokenizer, model, asked)
-        self._tokenize = tokenizing_of(tokenizer, folder, most)
+        tokenize = tokenizing_of(
+            tokenizer, folder, usable_length(tokenizer, model, asked)
+        )
+        self._preparation: Preparation[Tokens] = Preparation(
+            *(type(tokenize), *tokenize.settings),
+            processes=devices.processes_beside(self.device),
+            stopped=runtime.stopped,
+        )
         self._dtype = model.dtype
-        self._forward = packed.forward_of(
+        self._launching = threading.Lock()
+        self.forward = packed.forward_of(
             model,
             packed.Wanted(
                 transformer.layers(spec["layers"]),
@@ -65,46 +82,71 @@ class TextEncoder:
                 self._pools == "pooler",
             ),
             tokenizer.pad_token_id,
-            self._tokenize(transformer.samples()),
+            tokenize(transformer.samples()),
         )
+        weights: str = spec["weights"]
+        self.budget = devices.Budget(runtime.tokens, model, self.device, weights)
 
     def encode(self, inputs: Sequence[str]) -> Encoded:
         order: list[int] = []
         made: list[Launched] = []
-        truncated = 0
-        for start in range(0, len(inputs), TEXTS_AT_A_TIME):
-            tokens = self._tokenize(inputs[start : start + TEXTS_AT_A_TIME])
+        truncated = done = 0
+        for tokens in self._in_hand(inputs):
             truncated += tokens.truncated
             if not tokens.lengths.all():
                 raise InputError("an input without a single token")
-            for batch in self._forward.batches(tokens.lengths.tolist(), self._budget):
-                order += [start + position for position in batch]
+            lengths = tokens.lengths.tolist()
+            for batch in self.forward.batches(lengths, self.budget.tokens):
+                order += [done + position for position in batch]
                 made += self._within_memory(tokens, batch)
+            done += len(lengths)
         return self._collected(order, made, truncated)
 
     def probe(self) -> Encoded:
         return self.encode(["one, two, three"])
 
     def surroundings(self) -> dict[str, str]:
-        return packed.surroundings(self.device, self._dtype)
+        return devices.described(self.device, self._dtype)
+
+    def tokenized(self, inputs: Sequence[str]) -> Iterator[Tokens]:
+        """In order, ahead of whoever takes them."""
+        chunk = _CHUNK if self.shared else TEXTS_AT_A_TIME
+        for _, tokens in self._preparation.run(inputs, chunk):
+            yield tokens
+
+    def _in_hand(self, inputs: Sequence[str]) -> Iterator[Tokens]:
+        """Enough for a batch; for several where texts of one length are to meet."""
+        batches = 1 if self.shared and self.forward.free_of_padding else _BATCHES
+        hand: list[Tokens] = []
+        size = 0
+        for tokens in self.tokenized(inputs):
+            if hand and size + len(tokens.ids) > batches * self.budget.tokens:
+                yield Tokens.joined(hand)
+                hand, size = [], 0
+            hand.append(tokens)
+            size += len(tokens.ids)
+        if hand:
+            yield Tokens.joined(hand)
 
     def _within_memory(self, tokens: Tokens, batch: list[int]) -> list[Launched]:
         if self._stopped.is_set():
             raise Stopped("stopped between two batches")
-        return devices.within_memory(
-            lambda positions: self._launch(tokens.only(positions)),
-            batch,
-            self.device,
-            lambda i: (
-                f"one input of {tokens.lengths[i]} tokens (lower encoder.max_length)"
-            ),
-        )
+        with self._launching:
+            return self.budget.run(
+                lambda positions: self._launch(tokens.only(positions)),
+                batch,
+                lambda i: int(tokens.lengths[i]),
+                lambda i: (
+                    f"one input of {tokens.lengths[i]} tokens (lower "
+                    "encoder.max_length)"
+                ),
+            )
 
     @torch.inference_mode()
     def _launch(self, tokens: Tokens) -> Launched:
         """Starts a batch. What it returns stays on the device, where it may not be
         there yet."""
-        rows = self._forward(tokens)
+        rows = self.forward(tokens)
         with devices.errors():
             vectors = rows.pooled
             if vectors is None:
@@ -114,8 +156,8 @@ class TextEncoder:
             vectors = vectors.to(torch.float32)
             if self._normalize:
                 vectors = pooling.normalized(vectors)
-            logits = None if rows.logits is None else rows.logits.to(torch.float32)
-            return vectors, logits
+            heads = [] if rows.logits is None else [rows.logits.to(torch.float32)]
+            return [vectors, *heads]
 
     def _collected(
         self, order: list[int], made: list[Launched], truncated: int
@@ -123,14 +165,13 @@ class TextEncoder:
         """Waits for the device. `order` has the position of the input each vector
         belongs to."""
         back = torch.from_numpy(np.argsort(order))
+        columns = [torch.cat(parts) for parts in zip(*made, strict=True)]
         with devices.errors():
-            vectors = torch.cat([v for v, _ in made]).cpu()[back]
-            predictions = []
-            if self._head:
-                logits = torch.cat([g for _, g in made if g is not None]).cpu()
-                predictions = self._head.predictions(logits[back])
+            vectors, *logits = transfer.Returning(*columns).arrived()
         return Encoded.of_records(
-            vectors.numpy(), predictions=predictions, truncated=truncated
+            vectors[back].numpy(),
+            predictions=self._head.predictions(logits[0][back]) if self._head else (),
+            truncated=truncated,
         )
 
 

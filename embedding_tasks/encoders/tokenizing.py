@@ -37,6 +37,15 @@ class Tokens:
         flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
         return cls(flat, lengths, truncated)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """One after the other."""
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            sum(part.truncated for part in parts),
+        )
+
     def only(self, positions: Sequence[int]) -> Tokens:
         """Of these texts, in this order."""
         chosen = np.asarray(positions, np.int64)

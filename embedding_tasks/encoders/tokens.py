@@ -8,6 +8,7 @@ labels, meet in characters of the text.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +23,19 @@ from transformers import AutoModel, AutoModelForTokenClassification, AutoTokeniz
 from embedding_tasks import pooling
 from embedding_tasks.encoders import Runtime, devices, packed, text, transformer
 from embedding_tasks.encoders.encoded import Encoded, Prediction, joined
+from embedding_tasks.encoders.preparing import Preparation
 from embedding_tasks.encoders.tags import OUTSIDE, entities
 from embedding_tasks.encoders.tokenizing import Tokens as Ids
 from embedding_tasks.encoders.tokenizing import ranges
-from embedding_tasks.encoders.windows import Tokenizer, Tokens, Window, Word
+from embedding_tasks.encoders.windows import Tokenizer, Tokens, Window, Word, reader
 from embedding_tasks.errors import Stopped
 from embedding_tasks.inputs import Sentence, sentence_of
 
 # Texts are worked off in groups of this many batches, whose hidden states are held at
 # a time: enough to fill batches with texts of one length, and no more.
 BATCHES_AT_A_TIME = 8
+# Texts that a process reads at a time.
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -50,24 +54,26 @@ class Unit:
 class TokenEncoder:
     """`spec` is a model version's, with pooling `words` or `entities`."""
 
-    shared = False
-
     def __init__(self, folder: Path, spec: dict[str, Any], runtime: Runtime) -> None:
         self._pooling = spec["pooling"]
         self._normalize = bool(spec["normalize"])
-        self._budget = runtime.tokens
         self._stopped = runtime.stopped
         self.device = devices.choose(runtime.device)
+        self.shared = self.device.type != "cpu"
         kind = AutoModelForTokenClassification if spec["head"] else AutoModel
         model = text.load(kind, folder, spec, self.device)
         self._head = transformer.Head(model.config) if spec["head"] else None
         tokenizer = AutoTokenizer.from_pretrained(folder)
         asked = spec["encoder"]["max_length"]
-        self._tokenizer = Tokenizer(
-            folder, tokenizer, text.usable_length(tokenizer, model, asked)
+        most = text.usable_length(tokenizer, model, asked)
+        self._preparation: Preparation[list[Tokens]] = Preparation(
+            *(reader, folder, most),
+            processes=devices.processes_beside(self.device),
+            stopped=runtime.stopped,
         )
         self._dtype = model.dtype
-        samples = self._tokenizer.read(
+        self._launching = threading.Lock()
+        samples = Tokenizer(folder, tokenizer, most).read(
             [sentence_of(sample.split()) for sample in transformer.samples()]
         )
         self._forward = packed.forward_of(
@@ -79,9 +85,13 @@ class TokenEncoder:
             _ids([window for own in samples for window in own.windows]),
         )
         self._dims = self._forward(_ids(samples[0].windows)).hidden.shape[-1]
+        weights: str = spec["weights"]
+        self._budget = devices.Budget(runtime.tokens, model, self.device, weights)
 
     def encode(self, inputs: Sequence[Sentence]) -> Encoded:
-        tokens = self._tokenizer.read(inputs)
+        chunk = _CHUNK if self.shared else len(inputs)
+        read = self._preparation.run(inputs, chunk)
+        tokens = [own for _, some in read for own in some]
         parts = [
             (
                 group,
@@ -95,7 +105,7 @@ class TokenEncoder:
         return self.encode([replace(sentence_of(["one"]), labelled_spans=((0, 3),))])
 
     def surroundings(self) -> dict[str, str]:
-        return packed.surroundings(self.device, self._dtype)
+        return devices.described(self.device, self._dtype)
 
     def _groups(self, tokens: list[Tokens]) -> Iterator[list[int]]:
         group: list[int] = []
@@ -103,7 +113,7 @@ class TokenEncoder:
         for position, own in enumerate(tokens):
             group.append(position)
             size += sum(len(w.ids) for w in own.windows)
-            if size >= BATCHES_AT_A_TIME * self._budget:
+            if size >= BATCHES_AT_A_TIME * self._budget.tokens:
                 yield group
                 group, size = [], 0
         if group:
@@ -205,21 +215,24 @@ class TokenEncoder:
         tokens = _ids(windows)
         order: list[int] = []
         made: list[tuple[Tensor, Tensor | None]] = []
-        for batch in self._forward.batches(tokens.lengths.tolist(), self._budget):
+        for batch in self._forward.batches(
+            tokens.lengths.tolist(), self._budget.tokens
+        ):
             if self._stopped.is_set():
                 raise Stopped("stopped between two batches")
             order += batch
-            made += devices.within_memory(
-                lambda chosen: self._taken(
-                    tokens.only(chosen), [windows[i] for i in chosen]
-                ),
-                batch,
-                self.device,
-                lambda i: (
-                    f"one window of {tokens.lengths[i]} tokens (lower "
-                    "encoder.max_length)"
-                ),
-            )
+            with self._launching:
+                made += self._budget.run(
+                    lambda chosen: self._taken(
+                        tokens.only(chosen), [windows[i] for i in chosen]
+                    ),
+                    batch,
+                    lambda i: int(tokens.lengths[i]),
+                    lambda i: (
+                        f"one window of {tokens.lengths[i]} tokens (lower "
+                        "encoder.max_length)"
+                    ),
+                )
         back = torch.from_numpy(_back([windows[i].count for i in order], order))
         hidden = torch.cat([h for h, _ in made])[back.to(self.device)]
         if self._head is None:

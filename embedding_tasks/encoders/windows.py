@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,14 @@ class Tokenizer:
                 self._folder, add_prefix_space=True
             )
         return self._of_words
+
+
+def reader(
+    folder: Path, max_length: int
+) -> Callable[[Sequence[Sentence]], list[Tokens]]:
+    """What a process of its own reads sentences with."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Tokenizer(folder, tokenizer, max_length).read
 
 
 def _tokens(sentence: Sentence, pieces: list[Any], stride: int) -> Tokens:
