@@ -17,6 +17,7 @@ import argparse
 import logging
 import statistics
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 from benchmarks import harness, sized_models
 from embedding_tasks import encoders
 from embedding_tasks.encoders import Runtime
+from embedding_tasks.encoders.tokenizing import Tokens
 
 SEED = 3
 COUNTS = {"minilm": 200_000, "bert-base": 80_000, "bert-large": 30_000}
@@ -63,14 +65,14 @@ def measure(
     case = sized_models.use_case(folder)
     encoder: Any = encoders.load(sized_models.version(case), Runtime(device))
     inner = getattr(encoder, "encoder", encoder)
-    tokens = inner.tokenized(texts)
+    tokens = Tokens.joined(list(inner.tokenized(texts)))
     batches = [
         tokens.only(batch)
-        for batch in inner.forward.batches(tokens.lengths, inner.budget)
+        for batch in inner.forward.batches(tokens.lengths.tolist(), inner.budget.tokens)
     ]
     ways: dict[str, Callable[[], object]] = {
         "model": lambda: run_model(inner, batches),
-        "tokenize": lambda: inner.tokenized(texts),
+        "tokenize": lambda: deque(inner.tokenized(texts), maxlen=0),
         "together": lambda: encode(encoder, texts),
     }
     for way in ways.values():
