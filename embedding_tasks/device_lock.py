@@ -61,7 +61,7 @@ class Held:
                 self.let_go()
                 log.warning("device lock lost device=%d error=%s", self.index, error)
         try:
-            taken = self.take()
+            taken = self.take() or self._take_a_little_later()
         except Exception as error:
             log.warning("device lock not taken again error=%s", error)
             return
@@ -69,6 +69,11 @@ class Held:
             log.info("device lock taken again device=%d", self.index)
         else:
             log.warning("device=%d is another process's, too, by now", self.index)
+
+    def _take_a_little_later(self) -> bool:
+        """The session that was lost may still be on its way out."""
+        time.sleep(_PAUSE_SECONDS)
+        return self.take()
 
     def let_go(self) -> None:
         """With the session goes its lock."""

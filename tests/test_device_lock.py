@@ -130,7 +130,7 @@ def test_the_same_device_in_another_store_is_free(
 def test_a_lock_that_was_lost_is_taken_again(
     open_a_store: Open, store: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "embedding_tasks")
     with device_lock.hold(open_a_store, {0: "GPU-a"}, never) as held:
         assert held is not None
         held.look()
