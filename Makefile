@@ -10,7 +10,7 @@ PORT ?= 8080
 export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos parity bench-ner-memory bench-version-switch bench-sync bench-outbox \
+.PHONY: help install demo test chaos parity bench bench-ner-memory bench-version-switch bench-sync bench-outbox \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -38,6 +38,9 @@ chaos: $(INSTALLED)  ## storms, then a verdict (SEED=1-20 DURATION=20 MUTANT="no
 
 parity: $(INSTALLED)  ## every recipe beside a plain forward of its reference (ROWS=200)
 	@$(BIN)/python -m benchmarks.parity --rows $(ROWS)
+
+bench: $(INSTALLED)  ## texts to vectors on the processor, beside sentence-transformers
+	@$(BIN)/python -m benchmarks.engine_cpu
 
 bench-ner-memory: $(INSTALLED)  ## memory of an NER job, 1,000 to 100,000 sentences
 	@$(BIN)/python -m benchmarks.ner_memory

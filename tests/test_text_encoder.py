@@ -21,7 +21,7 @@ from embedding_tasks import encoders
 from embedding_tasks.encoders import Encoder, Runtime, recipe
 from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.encoders.tokenizing import Tokens
-from embedding_tasks.errors import DeviceError, InputError, ModelError
+from embedding_tasks.errors import DeviceError, InputError, ModelError, Stopped
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import UseCase
 
@@ -301,6 +301,25 @@ def test_out_of_memory_halves_the_batch_and_spares_every_other_input(
     monkeypatch.setattr(TextEncoder, "_launch", none)
     with pytest.raises(InputError, match="does not fit the memory"):
         made.encode(texts[:1])
+
+
+def test_a_stop_is_heeded_between_two_batches(
+    tiny: Path, tweets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime("cpu", 50)
+    made = TextEncoder(tiny, recipe_of(use_case(tiny)).spec, runtime)
+    launch = TextEncoder._launch
+    launched = []
+
+    def stopping(self: TextEncoder, tokens: Tokens) -> Any:
+        runtime.stopped.set()
+        launched.append(tokens)
+        return launch(self, tokens)
+
+    monkeypatch.setattr(TextEncoder, "_launch", stopping)
+    with pytest.raises(Stopped):
+        made.encode(tweets[:50])
+    assert len(launched) == 1
 
 
 def version(spec: dict[str, Any]) -> ModelVersion:
