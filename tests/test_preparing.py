@@ -102,6 +102,13 @@ def test_work_ahead_is_bounded(made: Make, way: dict[str, int], tmp_path: Path) 
     taking.close()
     time.sleep(0.3)
     assert len([*tmp_path.iterdir()]) <= begun + 1
+    if way:  # as many as a batch of the model takes
+        before = len([*tmp_path.iterdir()])
+        taking = work.run(range(1000), 2, 40)
+        next(taking)
+        time.sleep(0.5)
+        assert len([*tmp_path.iterdir()]) - before == 21
+        taking.close()
     assert len([*work.run(range(6), 2)]) == 3  # and it can run again
 
 

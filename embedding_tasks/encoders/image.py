@@ -143,6 +143,7 @@ class ImageEncoder:
         )
         self._refuse_what_does_not_fit()
         self._accelerate()
+        self._tokens = self._of([probe_picture()]).tokens  # of an image, about
 
     def surroundings(self) -> dict[str, str]:
         return devices.described(self._model.device, self._model.dtype)
@@ -166,11 +167,11 @@ class ImageEncoder:
     def prepared(
         self, inputs: Sequence[bytes | str]
     ) -> Iterator[tuple[range, Prepared]]:
-        """In order, ahead of whoever takes it."""
+        """In order, about a batch ahead of whoever takes it."""
         chunk = 1
         if self._processes:
             chunk = max(1, min(_CHUNK, len(inputs) // self._processes))
-        return self._preparation.run(inputs, chunk)
+        return self._preparation.run(inputs, chunk, self._budget.tokens // self._tokens)
 
     def batches(
         self, inputs: Sequence[bytes | str], failed: dict[int, str]

@@ -85,17 +85,21 @@ class Preparation(Generic[T]):
 
         self._make = make
 
-    def run(self, inputs: Sequence[Any], chunk: int) -> Iterator[tuple[range, T]]:
-        """What was made of each `chunk` of inputs, in order, with their positions. A
-        bounded number of chunks is worked on ahead of whoever takes them; who stops
-        taking them cancels what has not begun. Several threads may run it at once.
-        Raises what the callable raises, and `TransientError` when a process dies."""
+    def run(
+        self, inputs: Sequence[Any], chunk: int, ahead: int = 0
+    ) -> Iterator[tuple[range, T]]:
+        """What was made of each `chunk` of inputs, in order, with their positions. Two
+        chunks for each worker, or those of `ahead` inputs where these are more, are
+        worked on before they are asked for; who stops taking them cancels what has not
+        begun. Several threads may run it at once. Raises what the callable raises, and
+        `TransientError` when a process dies."""
         coming: deque[tuple[range, Future[T]]] = deque()
+        most = self._count and max(self._count * _AHEAD, ahead // chunk)
         try:
             for start in range(0, len(inputs), chunk):
                 places = range(start, min(start + chunk, len(inputs)))
                 coming.append((places, self._submitted(inputs[start : places.stop])))
-                if len(coming) > self._count * _AHEAD:
+                if len(coming) > most:
                     yield self._taken(*coming.popleft())
             while coming:
                 yield self._taken(*coming.popleft())
