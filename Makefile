@@ -10,7 +10,7 @@ PORT ?= 8080
 export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos parity bench bench-ner-memory bench-version-switch bench-sync bench-outbox \
+.PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -41,6 +41,11 @@ parity: $(INSTALLED)  ## every recipe beside a plain forward of its reference (R
 
 bench: $(INSTALLED)  ## texts to vectors on the processor, beside sentence-transformers
 	@$(BIN)/python -m benchmarks.engine_cpu
+
+bench-gpu: $(INSTALLED)  ## texts, images and rows to vectors on a card, each against its stages
+	@$(BIN)/python -m benchmarks.engine_gpu
+	@$(BIN)/python -m benchmarks.images --images 12000 --dtype float16 --lanes 3
+	@$(BIN)/python -m benchmarks.rows --size bert-base --rows 100000
 
 bench-ner-memory: $(INSTALLED)  ## memory of an NER job, 1,000 to 100,000 sentences
 	@$(BIN)/python -m benchmarks.ner_memory

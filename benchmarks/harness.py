@@ -31,6 +31,34 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return f"{middle:,{form}} ({least:,{form}}-{most:,{form}})"
 
 
+def gemm_rate(about: float) -> float:
+    """Operations a second of a half-precision product of matrices of 8192, for about so
+    many seconds."""
+    if not torch.cuda.is_available():
+        return float("nan")
+    left, right = (torch.randn(8192, 8192, device="cuda").half() for _ in range(2))
+    once = 2 * 8192**3
+    count = max(10, int(about * 7e14 / once))
+    torch.mm(left, right)
+    torch.cuda.synchronize()
+
+    def products() -> None:
+        for _ in range(count):
+            torch.mm(left, right)
+        torch.cuda.synchronize()
+
+    return once * count / seconds(products)
+
+
+def gemm_burst() -> list[float]:
+    """The same for 30 ms each time, of a card that has been at rest."""
+    rates = []
+    for _ in range(3):
+        time.sleep(2)
+        rates.append(gemm_rate(0.03))
+    return rates
+
+
 def machine() -> dict[str, Any]:
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {

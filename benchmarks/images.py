@@ -1,7 +1,7 @@
 """JPEG bytes to vectors, against the slower of its two halves.
 
     python -m benchmarks.images                       ViT-B/16, 256 pictures
-    python -m benchmarks.images --images 20000 --dtype float16 --tokens 131072
+    python -m benchmarks.images --images 12000 --dtype float16 --lanes 3
 
 Pictures are crops of 500 x 375 of scikit-learn's two photographs; the model has random
 weights, which its speed does not depend on, unless a folder is given. `decode` takes
@@ -31,6 +31,7 @@ import torch
 import transformers
 from PIL import Image
 
+from benchmarks import harness
 from embedding_tasks import __version__
 from embedding_tasks.encoders import Runtime, pictures, preparing, preprocessing, recipe
 from embedding_tasks.encoders.image import Batch, ImageEncoder
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, help="of one pass; as suits if none")
     parser.add_argument("--processes", type=int, help="that decode; 0: threads")
     parser.add_argument("--lanes", type=int, default=1, help="threads that encode")
     parser.add_argument("--rounds", type=int, default=3)
@@ -77,7 +78,7 @@ def measure(
     device: str = "auto",
     *,
     dtype: str = "float32",
-    tokens: int = 4096,
+    tokens: int | None = None,
     processes: int | None = None,
     lanes: int = 1,
     rounds: int = 3,
@@ -95,6 +96,7 @@ def measure(
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     own: dict[str, list[float]] = {name: [] for name in ways}
+    gemm: list[float] = []
     encoder.encode(images[: len(images) // 4 + 1])  # starts processes, loads kernels
     for _ in range(rounds):
         for name, way in ways.items():
@@ -102,6 +104,8 @@ def measure(
             way()
             seconds[name].append(time.perf_counter() - began)
             own[name].append((time.process_time() - used) / len(images) * 1e3)
+            if name == "model":
+                gemm.append(harness.gemm_rate(seconds[name][-1]) / 1e12)
     rates = {n: [len(images) / s for s in taken] for n, taken in seconds.items()}
     slower = min(statistics.median(rates[name]) for name in ("decode", "model"))
     return {
@@ -110,6 +114,7 @@ def measure(
         "jpeg_bytes": round(statistics.mean(map(len, images))),
         "images_per_second": rates,
         "cpu_ms": own,
+        "gemm_sustained": gemm,
         "share_of_slower": statistics.median(rates["together"]) / slower,
         "core": core(model_folder, spec, images),
     }
@@ -235,6 +240,11 @@ def show(found: dict[str, Any]) -> None:
         print(
             f"| {name} | {statistics.median(rates):,.1f} | {low:,.1f} to {high:,.1f} |"
             f" {statistics.median(found['cpu_ms'][name]):.2f} |"
+        )
+    if found["gemm_sustained"][0] > 0:
+        print(
+            "GEMM of 8192, sustained in turn with the model, TFLOP/s:"
+            f" {harness.spread(found['gemm_sustained'], '.0f')}"
         )
     print(f"together at {found['share_of_slower']:.2f} of the slower of the two")
     own = found["core"]

@@ -57,7 +57,6 @@ class TextEncoder:
         self._normalize = bool(spec["normalize"])
         self._stopped = runtime.stopped
         self.device = devices.choose(runtime.device)
-        self.shared = self.device.type != "cpu"
         tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = AutoModelForSequenceClassification if spec["head"] else AutoModel
         model = load(kind, folder, spec, self.device)
@@ -104,6 +103,10 @@ class TextEncoder:
 
     def probe(self) -> Encoded:
         return self.encode(["one, two, three"])
+
+    @property
+    def shared(self) -> bool:
+        return self.device.type != "cpu"
 
     def surroundings(self) -> dict[str, str]:
         return devices.described(self.device, self._dtype)

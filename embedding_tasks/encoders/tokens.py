@@ -59,7 +59,6 @@ class TokenEncoder:
         self._normalize = bool(spec["normalize"])
         self._stopped = runtime.stopped
         self.device = devices.choose(runtime.device)
-        self.shared = self.device.type != "cpu"
         kind = AutoModelForTokenClassification if spec["head"] else AutoModel
         model = text.load(kind, folder, spec, self.device)
         self._head = transformer.Head(model.config) if spec["head"] else None
@@ -103,6 +102,10 @@ class TokenEncoder:
 
     def probe(self) -> Encoded:
         return self.encode([replace(sentence_of(["one"]), labelled_spans=((0, 3),))])
+
+    @property
+    def shared(self) -> bool:
+        return self.device.type != "cpu"
 
     def surroundings(self) -> dict[str, str]:
         return devices.described(self.device, self._dtype)
