@@ -17,6 +17,7 @@ from embedding_tasks.encoders import Runtime, acceleration, devices
 from embedding_tasks.encoders.precision import HalfPrecision
 from embedding_tasks.encoders.text import TextEncoder
 from tests.fix_models import Family
+from tests.test_precision import widened
 from tests.test_text_encoder import recipe_of, use_case, version
 
 pytestmark = pytest.mark.skipif(
@@ -177,8 +178,7 @@ def made(folder: Path, device: str, dtype: str) -> Any:
 def test_a_model_that_leaves_float16_is_loaded_again_in_bfloat16(
     make_family: Family, tweets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_family("bert")
-    widen(folder)
+    folder = widened(make_family("bert"))
     encoder = made(folder, "cuda", "auto")
     assert isinstance(encoder, HalfPrecision)
     assert encoder.surroundings()["dtype"] == "float16"
@@ -187,18 +187,6 @@ def test_a_model_that_leaves_float16_is_loaded_again_in_bfloat16(
     assert encoder.surroundings()["dtype"] == "bfloat16"
     # and from then on
     assert made(folder, "cuda", "auto").surroundings()["dtype"] == "bfloat16"
-
-
-def widen(folder: Path) -> None:
-    """Hidden values beyond 65,504, on their way to a norm that makes them small."""
-    from safetensors.torch import load_file, save_file
-
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    for name in weights:
-        if name.endswith("output.dense.weight") and "attention" not in name:
-            weights[name] = weights[name] * 1e5
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 @pytest.mark.usefixtures("own_memory")

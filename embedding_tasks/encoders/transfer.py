@@ -34,10 +34,11 @@ class Returning:
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
         self._event: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in tensors):
-            # blocking: a core that spins prepares no input
-            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            self._event.record()
+        if tensors[0].is_cuda:
+            with torch.cuda.device(tensors[0].device):
+                # blocking: a core that spins prepares no input
+                self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                self._event.record()
 
     def arrived(self) -> list[Tensor]:
         if self._event is not None:
