@@ -194,7 +194,7 @@ def test_a_packed_forward_that_is_wrong_is_found_and_not_taken(
     folder, tokens = make_family(family), some_tokens()
     assert fastest(loaded(folder, dtype=dtype)).free_of_padding
     wrong(monkeypatch)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "embedding_tasks")
     model = loaded(folder, dtype=dtype)
     forward = fastest(model)
     assert not forward.free_of_padding
