@@ -70,6 +70,7 @@ class Way:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpora", nargs="+", default=["tweets", "skewed"])
     parser.add_argument("--texts", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -80,6 +81,7 @@ def main() -> None:
     found = {
         name: measure(name, texts, asked.rounds)
         for name, texts in samples(asked.texts).items()
+        if name in asked.corpora
     }
     harness.save(
         asked.json,
