@@ -236,6 +236,8 @@ class ImageEncoder:
             raise changes(f"values (by {drift:.1e} of their size)")
 
     def _accelerate(self) -> None:
+        if not acceleration.usable(self._model.device):
+            return
         plain = self.probe().vectors
         undo = acceleration.accelerate(self._model.network, self._model.device)
         fast = self.probe().vectors

@@ -14,12 +14,10 @@ T = TypeVar("T", str, int)
 
 
 def remembered(topic: str, key: str, find_out: Callable[[], T]) -> T:
-    path = _path(topic)
-    known = _load(path)
-    if key not in known:
-        known[key] = find_out()
-        _save(path, known)
-    answer: T = known[key]
+    answer: T | None = known(topic, key)
+    if answer is None:
+        answer = find_out()
+        keep(topic, key, answer)
     return answer
 
 

@@ -288,7 +288,7 @@ class Padded:
             )
 
     def _sent(self, array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return transfer.to_device([array], self._device)
 
 
 def _pooler_output(base: Any) -> Tensor:
