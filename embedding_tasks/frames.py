@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,8 @@ def arrow() -> Any:
     return pyarrow
 
 
-def schema(chosen: Selection) -> pyarrow.Schema:
+def schema(chosen: Selection, facts: Mapping[str, Any] | None = None) -> pyarrow.Schema:
+    """With where the rows come from, and what else is to be known of them."""
     pa = arrow()
     fields = [
         pa.field(
@@ -153,7 +154,9 @@ def schema(chosen: Selection) -> pyarrow.Schema:
         )
         for column in chosen.columns
     ]
-    return pa.schema(fields, metadata={METADATA: json.dumps(chosen.facts)})
+    return pa.schema(
+        fields, metadata={METADATA: json.dumps({**chosen.facts, **(facts or {})})}
+    )
 
 
 def _type(column: Column) -> Any:

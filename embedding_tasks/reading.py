@@ -11,7 +11,7 @@ waits for its end. Ctrl-C and an iterator that is closed early cancel it on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def read(
     where the store is not as this version needs it."""
     from embedding_tasks import frames
 
-    with _selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
         blocks = list(read_blocks(held, chosen, progress=progress))
         return frames.to_pandas(chosen, blocks)
 
@@ -70,7 +70,7 @@ def read_chunks(
     """As `read`, at most so many rows at a time: no more than that is in memory."""
     from embedding_tasks import frames
 
-    with _selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
         for block in read_blocks(held, chosen, rows):
             yield frames.to_pandas(chosen, [block])
 
@@ -90,7 +90,7 @@ def read_arrow(
     rows come from, as JSON under `embedline`. Needs the extra `arrow`."""
     from embedding_tasks import frames
 
-    with _selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
         blocks = list(read_blocks(held, chosen, progress=progress))
         return frames.to_table(chosen, blocks)
 
@@ -108,7 +108,7 @@ def read_batches(
     """As `read_arrow`, at most so many rows at a time."""
     from embedding_tasks import frames
 
-    with _selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
         schema = frames.schema(chosen)
         for block in read_blocks(held, chosen, rows):
             yield frames.to_batch(chosen, block, schema)
@@ -122,7 +122,7 @@ def read_blocks(
     ordered: bool = False,
     after: Sequence[Any] | None = None,
     progress: Progress | None = None,
-) -> Iterator[list[Cells]]:
+) -> Generator[list[Cells], None, None]:
     """The columns of so many rows at a time, as they came. To be called in the
     transaction of the selection."""
     done = 0
@@ -136,7 +136,7 @@ def read_blocks(
 
 
 @contextmanager
-def _selected(
+def selected(
     store: Connection | None,
     use_case: str,
     where: Where | None,

@@ -4,7 +4,7 @@ it, and their types; which rows."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -60,7 +60,15 @@ class Selection:
     columns: list[Column]
     relation: sql.Composable
     condition: sql.Composable
-    order: tuple[str, ...]
+    keys: list[Column]
+
+    @property
+    def order(self) -> list[str]:
+        """What tells one row from another, and how rows are ordered."""
+        return [column.name for column in self.keys]
+
+    def with_keys(self) -> Selection:
+        return replace(self, columns=list(dict.fromkeys([*self.keys, *self.columns])))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -125,14 +133,13 @@ def select(
     # held by now: no promotion can come between
     relation, made_by = _asked(store, use_case, feature, version)
     names = [column.name for column in available]
-    order = tuple(name for name in ("key", "unit") if name in names)
     return Selection(
         use_case=use_case,
         versions=made_by,
         columns=_chosen(available, columns),
         relation=relation,
         condition=filters.condition(where, names),
-        order=order,
+        keys=[column for column in available if column.name in ("key", "unit")],
     )
 
 

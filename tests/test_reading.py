@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -242,7 +242,7 @@ TIMES = [
 
 
 @pytest.fixture
-def types(store: Connection) -> Iterator[Selection]:
+def types(store: Connection) -> Selection:
     store.execute(
         "CREATE TABLE of_types (t text, j jsonb, s int4range, b real[], f float8,"
         " i int4, y bool, at timestamptz, v vector(3), h halfvec(5), n numeric)"
@@ -251,7 +251,7 @@ def types(store: Connection) -> Iterator[Selection]:
     halves = ["[1,2,3,4,5]", None, "[0.1,0.2,0.3,0.4,0.5]", "[6e-8,0,0,0,1]", None]
     with store.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO of_types VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 1.50)",
+            f"INSERT INTO of_types VALUES ({'%s, ' * 10} 1.50)",
             [
                 (*row, at, v, h)
                 for row, at, v, h in zip(ROWS, TIMES, vectors, halves, strict=True)
@@ -261,7 +261,7 @@ def types(store: Connection) -> Iterator[Selection]:
 
     relation = sql.Identifier("of_types")
     columns = selection._columns(store, relation)
-    yield Selection("none", [], columns, relation, sql.SQL("true"), ("t",))
+    return Selection("none", [], columns, relation, sql.SQL("true"), columns[:1])
 
 
 def test_every_type_comes_back_as_it_is(store: Connection, types: Selection) -> None:
@@ -382,7 +382,7 @@ def test_a_lost_connection_and_a_time_limit_are_the_store_s(
 ) -> None:
     with connect(store_dsn, role="store") as held:
         held.execute("SET statement_timeout = '300ms'")
-        with pytest.raises(DatabaseAway, match="store database: .*statement timeout"):
+        with pytest.raises(DatabaseAway, match=r"store database: .*statement timeout"):
             embedding_tasks.read("messages", store=held)
         held.execute("RESET statement_timeout")
         assert held.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
@@ -406,7 +406,7 @@ def wait_until(so: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_the_package_is_light_to_import() -> None:
-    heavy = "torch transformers pandas pyarrow psycopg numpy".split()
+    heavy = ["torch", "transformers", "pandas", "pyarrow", "psycopg", "numpy"]
     loaded = f"[m for m in {heavy} if m in sys.modules]"
     told = subprocess.run(
         [sys.executable, "-c", f"import sys, embedding_tasks; print({loaded})"],
@@ -416,7 +416,8 @@ def test_the_package_is_light_to_import() -> None:
     )
     assert told.stdout.strip() == "[]"
     reads = "import embedding_tasks.reading, embedding_tasks.export"
-    loaded = "[m for m in ('torch', 'transformers', 'pandas', 'pyarrow') if m in sys.modules]"
+    heavy = ["torch", "transformers", "pandas", "pyarrow"]
+    loaded = f"[m for m in {heavy} if m in sys.modules]"
     told = subprocess.run(
         [sys.executable, "-c", f"import sys; {reads}; print({loaded})"],
         capture_output=True,
