@@ -1,5 +1,6 @@
 """What a reading is of: conditions over the columns of a use case's view, from a
-mapping of few keys. Every value is a quoted literal; there is no way to give SQL."""
+mapping of few keys, the same as the searches in SQL take. Every value is a quoted
+literal; there is no way to give SQL."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ Where = Mapping[str, Any]
 def condition(where: Where | None, columns: Collection[str]) -> sql.Composable:
     """A boolean expression over `columns`, those of the relation that is asked.
 
-    prediction, label, environment, key: a text, or several of which any will do; None
-    (of all but the key): there is none. misclassified: prediction and label differ
+    prediction, label, environment, key: a value, or several of which any will do; None:
+    there is none. misclassified: prediction and label differ
     (False: are equal). labelled: there is a label, or none. score: from, to, both
     included. event_time: from on, before. Either end may be None. tags: those a record
     has at least. Raises `SearchError`."""
@@ -40,25 +41,30 @@ def condition(where: Where | None, columns: Collection[str]) -> sql.Composable:
 
 def _one_of(name: str, value: Any) -> sql.Composed:
     column = sql.Identifier(name)
-    if value is None and name != "key":
-        return sql.SQL("{} IS NULL").format(column)
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple | set) or not all(
-        isinstance(text, str) for text in texts
-    ):
-        raise _refused(name, value, "a text or a list of texts")
-    texts = [_storable(name, text) for text in texts]
-    return sql.SQL("{} = ANY ({}::text[])").format(column, sql.Literal(texts))
+    values = value if isinstance(value, list | tuple | set) else [value]
+    texts = [_text(name, given) for given in values if given is not None]
+    conditions = []
+    if texts or not values:
+        any_of = sql.SQL("{} = ANY ({}::text[])")
+        conditions.append(any_of.format(column, sql.Literal(texts)))
+    if None in values:
+        conditions.append(sql.SQL("{} IS NULL").format(column))
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(conditions))
 
 
-def _storable(name: str, text: str) -> str:
+def _text(name: str, value: Any) -> str:
+    """A number or a truth value as JSON writes it."""
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise _refused(name, value, "a value or a list of values")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
-        raise _refused(name, text, "a text of whole characters") from None
-    if "\0" in text:
-        raise _refused(name, text, "a text without NUL, which Postgres cannot hold")
-    return text
+        raise _refused(name, value, "a text of whole characters") from None
+    if "\0" in value:
+        raise _refused(name, value, "a text without NUL, which Postgres cannot hold")
+    return value
 
 
 def _misclassified(name: str, value: Any) -> sql.Composed:
