@@ -53,8 +53,7 @@ def by_text(
     by the version's id. Raises `SearchError` for an unknown use case or feature, or one
     that is not made of texts, `ModelError` when its model files have changed."""
     version = versions.active(store, use_case, feature)
-    query = _query(version, text)
-    vector = _vector(encoder_for(version).encode([query]), version, text)
+    vector = vector_of(encoder_for(version), version, text)
     return _nearest(
         store,
         "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s, %s, %s)",
@@ -63,6 +62,11 @@ def by_text(
             *(version.feature, version.version),
         ],
     )
+
+
+def vector_of(encoder: Encoder, version: ModelVersion, text: str) -> Any:
+    """A text's vector as `by_text` searches by it, (dims,)."""
+    return _vector(encoder.encode([_query(version, text)]), version, text)
 
 
 def _vector(encoded: Encoded, version: ModelVersion, text: str) -> Any:
