@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, LiteralString
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
 from pgvector import Vector
 from psycopg.rows import dict_row
@@ -64,9 +66,12 @@ def by_text(
     )
 
 
-def vector_of(encoder: Encoder, version: ModelVersion, text: str) -> Any:
+def vector_of(
+    encoder: Encoder, version: ModelVersion, text: str
+) -> npt.NDArray[np.float32]:
     """A text's vector as `by_text` searches by it, (dims,)."""
-    return _vector(encoder.encode([_query(version, text)]), version, text)
+    encoded = encoder.encode([_query(version, text)])
+    return np.asarray(_vector(encoded, version, text), np.float32)
 
 
 def _vector(encoded: Encoded, version: ModelVersion, text: str) -> Any:

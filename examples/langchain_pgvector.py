@@ -38,7 +38,7 @@ def main(use_case: str, text: str, k: str = "5") -> None:
         id_column="key",
         content_column="data",
         embedding_column="embedding",
-        metadata_columns=["prediction", "score", "label", "event_time"],
+        metadata_columns=["prediction", "score", "label", "model_version"],
         metadata_json_column="tags",
     )
     # the vectors of another model are no neighbours

@@ -1,4 +1,4 @@
-"""The store's address as SQLAlchemy has it: $EMBEDLINE_STORE_DSN, or the embedded one."""
+"""The store's address as SQLAlchemy has it, found as everywhere in Embedline."""
 
 from __future__ import annotations
 
