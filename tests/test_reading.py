@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +20,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 import embedding_tasks
-from embedding_tasks import filters, reading
+from embedding_tasks import filters, frames, reading, selection
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import DatabaseAway, SearchError
 from embedding_tasks.selection import Column, Selection
@@ -260,16 +261,12 @@ def types(store: Connection) -> Selection:
                 for row, at, v, h in zip(ROWS, TIMES, vectors, halves, strict=True)
             ],
         )
-    from embedding_tasks import selection
-
     relation = sql.Identifier("of_types")
     columns = selection._columns(store, relation)
     return Selection("none", [], columns, relation, sql.SQL("true"), columns[:1])
 
 
 def test_every_type_comes_back_as_it_is(store: Connection, types: Selection) -> None:
-    from embedding_tasks import frames
-
     assert types.columns[8:] == [
         Column("v", "vector", 3),
         Column("h", "halfvec", 5),
@@ -428,3 +425,26 @@ def test_the_package_is_light_to_import() -> None:
         check=True,
     )
     assert told.stdout.strip() == "[]"
+
+
+def test_a_reading_in_chunks_holds_one_of_them_in_memory(store: Connection) -> None:
+    """30 MB of vectors, 1 MB at a time."""
+    store.execute(
+        "CREATE TABLE many AS SELECT n::text AS key, 0 AS unit,"
+        " array_fill(n::real, '{384}')::vector(384) AS embedding"
+        " FROM generate_series(1, 20000) n"
+    )
+    relation = sql.Identifier("many")
+    columns = selection._columns(store, relation)
+    chosen = Selection("none", [], columns, relation, sql.SQL("true"), columns[:2])
+    rows = 0
+    tracemalloc.start()
+    try:
+        with store.transaction():
+            for block in reading.read_blocks(store, chosen, rows=600):
+                rows += len(frames.to_pandas(chosen, [block]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert rows == 20000
+    assert peak < 8_000_000
