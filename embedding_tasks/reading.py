@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS = 10_000
+# What is decoded at once, where nobody asks for chunks: it stays in the processor's
+# cache (measured: 500 to 1,000 rows of 384 dimensions are 1.2 to 2 times as fast as
+# 10,000).
+ROWS_PER_BLOCK = 1000
 Progress = Callable[[int], None]
 """Takes how many rows have been read."""
 
@@ -117,7 +121,7 @@ def read_batches(
 def read_blocks(
     store: Connection,
     chosen: Selection,
-    rows: int = ROWS,
+    rows: int = ROWS_PER_BLOCK,
     *,
     ordered: bool = False,
     after: Sequence[Any] | None = None,

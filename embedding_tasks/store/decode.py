@@ -34,9 +34,13 @@ _INFINITE = (np.iinfo(np.int64).max, np.iinfo(np.int64).min)
 class Cells:
     """One column of a block: where each value begins, and its bytes; -1 for null."""
 
-    block: npt.NDArray[np.uint8]
+    raw: bytes
     starts: Ints
     lengths: Ints
+
+    @property
+    def block(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self.raw, np.uint8)
 
     @property
     def valid(self) -> Valid:
@@ -60,9 +64,10 @@ class Cells:
         lengths = np.maximum(self.lengths - skip, 0)
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        starts = self.starts + skip
-        raw = self.block.data
-        cut = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+        there = lengths > 0
+        starts = (self.starts + skip)[there]
+        cut = zip(starts.tolist(), (starts + lengths[there]).tolist(), strict=True)
+        raw = self.raw
         data = b"".join([raw[start:stop] for start, stop in cut])
         return offsets.astype(np.int32), data
 
@@ -87,7 +92,7 @@ class Cells:
         """(rows, 2) of int4range, canonical: the start included, the end not. Empty
         ones, and those without a bound, count as null."""
         whole = self.lengths == 17  # flags, and two bounds with their lengths
-        bounded = Cells(self.block, self.starts, np.where(whole, self.lengths, -1))
+        bounded = Cells(self.raw, self.starts, np.where(whole, self.lengths, -1))
         start, stop = bounded.fixed(">i4", skip=5), bounded.fixed(">i4", skip=13)
         return np.stack([start, stop], axis=1), whole
 
@@ -152,7 +157,8 @@ def cells(rows: Sequence[bytes], columns: int) -> list[Cells]:
     """Each column of a block of rows. Raises `ValueError` where they are no such
     rows."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    block = np.frombuffer(b"".join(rows), np.uint8)
+    raw = b"".join(rows)
+    block = np.frombuffer(raw, np.uint8)
     ends = np.cumsum(lengths)
     places = ends - lengths
     if (_at(block, places, np.dtype(">i2")) != columns).any():
@@ -162,7 +168,7 @@ def cells(rows: Sequence[bytes], columns: int) -> list[Cells]:
     for _ in range(columns):
         sizes = _at(block, places, np.dtype(">i4")).astype(np.int64)
         places = places + 4
-        found.append(Cells(block, places, sizes))
+        found.append(Cells(raw, places, sizes))
         places = places + np.maximum(sizes, 0)
     if (places != ends).any():
         raise ValueError("a row does not end where it should")
