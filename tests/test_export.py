@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from embedding_tasks import export as exports
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError
 from tests.fix_project import Project
+from tests.test_entities import tagged, tagger, write  # noqa: F401
 
 
 @pytest.fixture
@@ -232,3 +234,29 @@ def test_the_command_says_what_it_did(filled: Project, tmp_path: Path) -> None:
     refused = embedline(*to, "--where", "label = 'v'")
     assert refused.returncode == 1
     assert "--where is not JSON" in refused.stderr
+
+
+def test_words_are_read_and_exported_one_by_one(
+    tagged: Callable[..., Project],  # noqa: F811
+    db: Connection,
+    store: Connection,
+    tmp_path: Path,
+) -> None:
+    sentences = [["Ada", "met", f"Zoë{n}", "in", "Turin"] for n in range(6)]
+    write(db, [(words, ["O"] * 5) for words in sentences])
+    tagged(pooling={"keep": "all"}).run()
+    frame = embedding_tasks.read("messages", store=store)
+    assert len(frame) == 30
+    for row in frame.to_dict("records"):
+        start, stop = row["span"]
+        assert row["data"][start:stop] == row["text"]
+        assert sentences[int(row["key"])][row["unit"]] == row["text"]
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):  # in the middle of a record
+        exports.export("messages", folder, rows_per_part=7, progress=stop_after(2))
+    assert manifest(folder)["parts"][1]["last"] == ["2", 3]
+    exports.export("messages", folder, rows_per_part=7)
+    table = pq.read_table(folder)
+    expected = embedding_tasks.read_arrow("messages", store=store)
+    assert table.equals(expected.sort_by([("key", "ascending"), ("unit", "ascending")]))
+    assert table["text"].to_pylist() == [w for words in sentences for w in words]
