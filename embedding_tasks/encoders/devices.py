@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -107,6 +109,23 @@ class Budget:
                 if self._good == _GOOD_PASSES:
                     self._set(min(self._most, int(self._tokens * _GROWTH) + 1))
         return made
+
+    def run_tokens(
+        self,
+        forward: Callable[[Sequence[int]], T],
+        batch: Sequence[int],
+        lengths: npt.NDArray[np.int64],
+        what: str,
+    ) -> list[T]:
+        """`run` for inputs of so many tokens each."""
+        return self.run(
+            forward,
+            batch,
+            size=lambda i: int(lengths[i]),
+            too_large=lambda i: (
+                f"one {what} of {lengths[i]} tokens (lower encoder.max_length)"
+            ),
+        )
 
     def _set(self, tokens: int) -> None:
         self._tokens, self._good = tokens, 0
