@@ -61,7 +61,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.getLogger("embedding_tasks").setLevel(logging.ERROR)
     with project(asked.size, asked.storage) as case:
-        fill(asked.rows)
+        fill(sized_models.texts(asked.rows, SEED))
         run.sync_stage(request(case))
         found = measure(case, asked.rows, asked.rounds)
     show(found, asked)
@@ -218,9 +218,13 @@ def show(found: dict[str, Any], asked: argparse.Namespace) -> None:
         print(f"| {name} | {harness.spread(rates, '.0f')} |")
     share, slowest = found["share_of_slowest"], found["slowest"]
     print(f"| share of the slowest alone ({slowest}) | {share:.2f} |\n")
+    show_timeline(found["timeline"])
+
+
+def show_timeline(tenths: Sequence[dict[str, float]]) -> None:
     stages = ["claim", "read", "wait", "encode", "write"]
     print(f"| tenth | {' | '.join(stages)} |\n|{'---|' * 6}")
-    for number, tenth in enumerate(found["timeline"], 1):
+    for number, tenth in enumerate(tenths, 1):
         cells = " | ".join(f"{tenth.get(stage, 0):.2f}" for stage in stages)
         print(f"| {number} | {cells} |")
 
@@ -255,11 +259,11 @@ def source() -> str:
     return postgres.conninfo("production")
 
 
-def fill(rows: int) -> None:
+def fill(texts: Sequence[str]) -> None:
     with psycopg.connect(source(), autocommit=True) as db:
         db.execute("CREATE TABLE texts (id bigint PRIMARY KEY, body text NOT NULL)")
         with db.cursor().copy("COPY texts FROM STDIN") as copy:
-            for number, text in enumerate(sized_models.texts(rows, SEED)):
+            for number, text in enumerate(texts):
                 copy.write_row((number, text))
         db.execute("VACUUM ANALYZE texts")
 

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ _CPU_TOKENS = 4096
 _WIDE_TOKENS, _NARROW_TOKENS, _NARROW = 65_536, 131_072, 512
 _SHARE_OF_FREE_MEMORY = 0.5
 _GOOD_PASSES, _GROWTH = 20, 1.5
+_CARDS = Path("/proc/driver/nvidia/gpus")
 
 
 def choose(asked: str) -> torch.device:
@@ -55,7 +57,13 @@ def processes_beside(device: torch.device) -> int:
     cores."""
     if device.type == "cpu":
         return 0
-    return preparing.processes(torch.cuda.device_count())
+    return preparing.processes(max(torch.cuda.device_count(), _cards()))
+
+
+def _cards() -> int:
+    """Of this machine: those that CUDA_VISIBLE_DEVICES hides are other workers', who
+    tokenize on the same cores."""
+    return sum(1 for _ in _CARDS.glob("*"))
 
 
 def described(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
