@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from psycopg import sql
 
 from benchmarks import rows, sized_models
 from benchmarks.scaling_process import Interval, serve
@@ -82,22 +81,7 @@ class Host:
         return cards
 
     def queue(self) -> None:
-        """No vectors, and every row waits, as after a first sync."""
-        for table in (self.version.table, sql.Identifier("embedline", "input")):
-            self.store.execute(sql.SQL("TRUNCATE {}").format(table))
-        self.free()
-        self.store.execute(
-            "UPDATE embedline.ledger SET have_hash = NULL WHERE model_version = %s",
-            [self.version.id],
-        )
-        for statement in ("VACUUM ANALYZE embedline.ledger", "CHECKPOINT"):
-            self.store.execute(statement)
-
-    def free(self) -> None:
-        self.store.execute(
-            "UPDATE embedline.ledger SET lease_token = NULL, lease_holder = NULL,"
-            " lease_until = NULL WHERE lease_token IS NOT NULL"
-        )
+        rows.queue(self.store, self.version)
 
     def stored_now(self) -> int:
         return self.number(
