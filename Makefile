@@ -42,10 +42,14 @@ parity: $(INSTALLED)  ## every recipe beside a plain forward of its reference (R
 bench: $(INSTALLED)  ## texts to vectors on the processor, beside sentence-transformers
 	@$(BIN)/python -m benchmarks.engine_cpu
 
-bench-gpu: $(INSTALLED)  ## texts, images and rows to vectors on a card, each against its stages
+bench-gpu: $(INSTALLED)  ## texts, images and rows to vectors on a card; GPUS=2: by 1 and 2 of them
+ifneq ($(filter-out 1,$(GPUS)),)
+	@$(BIN)/python -m benchmarks.scaling --processes $(GPUS)
+else
 	@$(BIN)/python -m benchmarks.engine_gpu
 	@$(BIN)/python -m benchmarks.images --images 12000 --dtype float16 --lanes 3
 	@$(BIN)/python -m benchmarks.rows --size bert-base --rows 100000
+endif
 
 bench-ner-memory: $(INSTALLED)  ## memory of an NER job, 1,000 to 100,000 sentences
 	@$(BIN)/python -m benchmarks.ner_memory

@@ -28,10 +28,11 @@ from uuid import uuid4
 import numpy as np
 import psycopg
 import yaml
+from psycopg import sql
 
 from benchmarks import harness, sized_models
-from embedding_tasks import encoders, ledger, run, use_case
-from embedding_tasks.connections import for_source
+from embedding_tasks import encoders, ledger, run, use_case, worker
+from embedding_tasks.connections import Connection, for_source
 from embedding_tasks.encoders import Encoder, Runtime
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.local import postgres
@@ -41,7 +42,7 @@ from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.store.write import Finished, write
 from embedding_tasks.timeline import Span
-from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
+from embedding_tasks.worker import LANES, Worker
 
 NAME = "texts"
 SEED = 5
@@ -56,12 +57,15 @@ def main() -> None:
     parser.add_argument("--size", choices=sized_models.SIZES, default="minilm")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lanes", type=int, help="of a model that several may feed")
     parser.add_argument("--storage", choices=["vector", "halfvec"], default="vector")
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
+    if asked.lanes:
+        worker.LANES_OF_SHARED = asked.lanes
     logging.getLogger("embedding_tasks").setLevel(logging.ERROR)
     with project(asked.size, asked.storage) as case:
-        fill(asked.rows)
+        fill(sized_models.texts(asked.rows, SEED))
         run.sync_stage(request(case))
         found = measure(case, asked.rows, asked.rounds)
     show(found, asked)
@@ -72,7 +76,7 @@ def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
     with request(case).open_store() as store:
         version = versions.live(store, versions.use_case_id(store, NAME))[0]
     encoder = encoders.load(version, Runtime())
-    lanes = LANES_OF_SHARED if encoder.shared else LANES
+    lanes = worker.LANES_OF_SHARED if encoder.shared else LANES
     keys = [str(i) for i in range(rows)]
     texts = sized_models.texts(rows, SEED)
     encoder.encode(texts[: len(texts) // 4])
@@ -87,7 +91,8 @@ def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
             "together": lambda: together(case, version, encoder, spans),
         }.items():
             if name in ("write", "together"):
-                run.sync_stage(request(case, reembed=True))
+                with request(case).open_store() as store:
+                    queue(store, version)
             seconds = harness.seconds(stage)
             rates.setdefault(name, []).append(rows / seconds)
     medians = {name: statistics.median(rate) for name, rate in rates.items()}
@@ -150,13 +155,26 @@ def write_all(
 RUN = 1  # of the ledger's runs, the first sync
 
 
+def queue(store: Connection, version: ModelVersion) -> None:
+    """No vectors, and every row waits, as after a first sync."""
+    for table in (version.table, sql.Identifier("embedline", "input")):
+        store.execute(sql.SQL("TRUNCATE {}").format(table))
+    store.execute(
+        "UPDATE embedline.ledger SET have_hash = NULL, lease_token = NULL,"
+        " lease_holder = NULL, lease_until = NULL WHERE model_version = %s",
+        [version.id],
+    )
+    for statement in ("VACUUM ANALYZE embedline.ledger", "CHECKPOINT"):
+        store.execute(statement)
+
+
 def together(
     case: use_case.UseCase, version: ModelVersion, encoder: Encoder, spans: list[Span]
 ) -> None:
     asked = request(case)
     spans.clear()
     with asked.open_store() as store:
-        worker = Worker(
+        drainer = Worker(
             store=store,
             open_store=asked.open_store,
             source_conninfo=for_source(case.source),
@@ -167,7 +185,7 @@ def together(
             spans=spans,
         )
         with already_loaded(encoder):
-            worker.drain()
+            drainer.drain()
 
 
 @contextmanager
@@ -218,9 +236,13 @@ def show(found: dict[str, Any], asked: argparse.Namespace) -> None:
         print(f"| {name} | {harness.spread(rates, '.0f')} |")
     share, slowest = found["share_of_slowest"], found["slowest"]
     print(f"| share of the slowest alone ({slowest}) | {share:.2f} |\n")
+    show_timeline(found["timeline"])
+
+
+def show_timeline(tenths: Sequence[dict[str, float]]) -> None:
     stages = ["claim", "read", "wait", "encode", "write"]
     print(f"| tenth | {' | '.join(stages)} |\n|{'---|' * 6}")
-    for number, tenth in enumerate(found["timeline"], 1):
+    for number, tenth in enumerate(tenths, 1):
         cells = " | ".join(f"{tenth.get(stage, 0):.2f}" for stage in stages)
         print(f"| {number} | {cells} |")
 
@@ -255,11 +277,11 @@ def source() -> str:
     return postgres.conninfo("production")
 
 
-def fill(rows: int) -> None:
+def fill(texts: Sequence[str]) -> None:
     with psycopg.connect(source(), autocommit=True) as db:
         db.execute("CREATE TABLE texts (id bigint PRIMARY KEY, body text NOT NULL)")
         with db.cursor().copy("COPY texts FROM STDIN") as copy:
-            for number, text in enumerate(sized_models.texts(rows, SEED)):
+            for number, text in enumerate(texts):
                 copy.write_row((number, text))
         db.execute("VACUUM ANALYZE texts")
 

@@ -29,9 +29,9 @@ out = Console()
 err = Console(stderr=True)
 
 
-def say(text: str) -> None:
+def say(text: str, console: Console = out, markup: bool = True) -> None:
     """A sentence: never broken, so that it can be searched and copied."""
-    out.print(text, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True, markup=markup)
 
 
 def bar() -> Progress:

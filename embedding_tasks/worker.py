@@ -75,7 +75,6 @@ class Worker:
     _asked_for: threading.Lock = field(default_factory=threading.Lock)
     _numbers: Iterator[int] = field(default_factory=count)
     _lanes: dict[Lane, threading.Thread] = field(default_factory=dict)
-    _surroundings: dict[str, str] = field(default_factory=dict)
     _device: Held | None = None
     _look_at: float = 0.0
     _is_accounted: bool = False
@@ -130,13 +129,13 @@ class Worker:
                 self._staff(min(LANES, self._worth(waiting)))
                 while self._lanes:
                     self._next_call()
+                self._keep_account(self.store)
             except BaseException:
                 self._halt_for_sure()
                 raise
             finally:
                 self._stopped.set()
                 self._encoder = Future()  # what is loaded next may need its memory
-        self._keep_account(self.store)
 
     def _next_call(self) -> None:
         if time.monotonic() > self._look_at:
@@ -203,7 +202,6 @@ class Worker:
                 stopped=self._stopped,
             ),
         )
-        self._surroundings = encoder.surroundings()
         log.info(
             "loaded model use_case=%s version=%d seconds=%.1f",
             *(self.use_case.name, self.version.version, time.monotonic() - began),
@@ -268,17 +266,19 @@ class Worker:
         self._is_accounted = True
         stages = self._timeline.sums()
         self.drained.seconds = self._timeline.busy
-        made_with = {str(self.version.version): self._surroundings}
         seconds = self._timeline.bill()
-        runs.worked(
-            *(store, self.run_id, seconds, stages),
-            made_with if self._surroundings else {},
-        )
+        runs.worked(store, self.run_id, seconds, stages, self._made_with())
         log.info(
             "stages use_case=%s version=%d %s",
             *(self.use_case.name, self.version.version),
             " ".join(f"{stage}={took:.2f}" for stage, took in stages.items()),
         )
+
+    def _made_with(self) -> dict[str, dict[str, str]]:
+        """As it is at the end: a model may have gone on in another precision."""
+        if not self._encoder.done() or self._encoder.exception():
+            return {}
+        return {str(self.version.version): self._encoder.result().surroundings()}
 
 
 def _raise(error: BaseException) -> None:

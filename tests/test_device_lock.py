@@ -248,3 +248,82 @@ def test_a_worker_outlives_the_connection_that_holds_its_device(
 
     assert run.embed_stage(with_devices, 0, progress)["embedded"] == 120
     assert cut
+
+
+# Workers in processes of their own
+
+
+@pytest.fixture
+def start_worker(full_use_case: Project) -> Iterator[Start]:
+    """120 records wait, in leases of 4 for 5 seconds."""
+    full_use_case.use_case(
+        encoder={"device": "auto"}, batch={"claim": 4, "lease_seconds": 5}
+    )
+    run.sync_stage(full_use_case.request())
+    started: list[Process] = []
+
+    def process(*arguments: str) -> Process:
+        made = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.worker_process", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(made)
+        return made
+
+    yield process
+    for made in started:
+        made.kill()
+        made.communicate()
+
+
+def go(process: Process) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def shares(store: Connection) -> list[int]:
+    """What each worker has embedded; nothing was computed in vain."""
+    rows = store.execute(
+        "SELECT embedded, discarded FROM embedline.run WHERE kind = 'work' ORDER BY id"
+    ).fetchall()
+    assert {vain for _, vain in rows} <= {0}
+    return [embedded for embedded, _ in rows]
+
+
+def test_two_processes_on_two_devices_share_the_leases(
+    start_worker: Start, store: Connection
+) -> None:
+    workers = [start_worker("--devices", "GPU-a", "GPU-b") for _ in range(2)]
+    assert {said(worker) for worker in workers} == {"cuda:0", "cuda:1"}
+    for worker in workers:
+        go(worker)
+    for worker in workers:
+        worker.communicate(timeout=60)
+    assert [worker.returncode for worker in workers] == [0, 0]
+    first, second = shares(store)
+    assert first + second == 120
+    assert min(first, second) >= 4
+
+
+def test_of_two_processes_on_one_device_one_waits_and_takes_over_from_the_dead(
+    start_worker: Start, store: Connection
+) -> None:
+    first = start_worker("20", "--devices", "GPU-a")
+    assert said(first) == "cuda:0"
+    second = start_worker("--devices", "GPU-a")
+    time.sleep(1.5)
+    go(first)
+    assert first.wait(timeout=60) == -9
+    assert said(second) == "cuda:0"  # free at once, unlike the leases of the dead
+    row = store.execute(
+        "SELECT count(DISTINCT lease_holder) FROM embedline.ledger"
+    ).fetchone()
+    assert row == (2,)
+    go(second)
+    assert second.wait(timeout=60) == 0
+    done_by_first, done_by_second = shares(store)
+    assert done_by_first + done_by_second == 120
+    assert 4 * 17 <= done_by_first <= 4 * 20

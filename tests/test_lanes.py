@@ -457,6 +457,26 @@ def test_what_overlaps_is_counted_once(
     assert made_with == {"1": {"device": "cpu", "dtype": "float32"}}
 
 
+def test_a_run_says_what_its_vectors_were_made_with_in_the_end(
+    make_worker: Make, monkeypatch: pytest.MonkeyPatch, store: Connection
+) -> None:
+    """A model that leaves the range of float16 goes on in bfloat16."""
+    dtypes: list[str] = ["float16"]
+
+    def widened(self: TextEncoder, inputs: Any) -> Encoded:
+        dtypes[:] = ["bfloat16"]
+        return ENCODE(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode", widened)
+    monkeypatch.setattr(TextEncoder, "surroundings", lambda _: {"dtype": dtypes[0]})
+    worker = make_worker()
+    worker.drain()
+    row = store.execute(
+        "SELECT encoder FROM embedline.run WHERE id = %s", [worker.run_id]
+    ).fetchone()
+    assert row == ({"1": {"dtype": "bfloat16"}},)
+
+
 def test_bills_add_up_to_the_time_in_which_anything_ran() -> None:
     timeline = Timeline()
     began = time.monotonic()

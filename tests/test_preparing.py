@@ -16,8 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
-from embedding_tasks.encoders import preparing, preparing_process
+from embedding_tasks.encoders import devices, preparing, preparing_process
 from embedding_tasks.encoders.preparing import Preparation
 from embedding_tasks.errors import InputError, Stopped, TransientError
 from tests import preparing_tasks as tasks
@@ -282,7 +283,9 @@ def workers_of(program: subprocess.Popen[str]) -> set[int]:
 
 
 def shared_memory() -> set[str]:
-    return {*os.listdir("/dev/shm")} if os.path.isdir("/dev/shm") else set()
+    """Servers of other tests, which come and go meanwhile, left out."""
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return {name for name in names if not name.startswith("PostgreSQL.")}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -314,7 +317,31 @@ def test_ctrl_c_in_a_terminal_ends_all_and_only_the_parent_speaks(
     assert ended(pids)
 
 
-def test_a_machine_is_shared_by_its_devices() -> None:
-    assert preparing.cores() >= 1
-    assert preparing.processes() >= 1
-    assert preparing.processes(10_000) == 1
+@pytest.mark.parametrize(
+    ("cores", "cards", "processes"),
+    [(16, 1, 14), (32, 2, 14), (128, 8, 14), (128, 1, 126), (2, 1, 1), (2, 8, 1)],
+)
+def test_the_workers_of_all_devices_fit_a_machines_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, cards: int, processes: int
+) -> None:
+    """Each has two more, which feed its device, read and write."""
+    monkeypatch.setattr(preparing, "cores", lambda: cores)
+    assert preparing.processes(cards) == processes
+    assert processes == 1 or cards * (processes + 2) <= cores
+
+
+def test_a_device_that_is_hidden_from_a_worker_has_its_share_of_cores_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """CUDA_VISIBLE_DEVICES shows each of four workers one of four cards."""
+    for name in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0", "0000:04:00.0"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(devices, "_CARDS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(preparing, "cores", lambda: 64)
+    assert devices.processes_beside(torch.device("cuda:0")) == 14
+    assert devices.processes_beside(torch.device("cpu")) == 0
+
+
+def test_this_machines_cores_are_counted() -> None:
+    assert 1 <= preparing.cores() <= (os.cpu_count() or 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,19 +87,59 @@ def _tell(head: str, counts: Mapping[str, Any]) -> None:
 
 
 @app.command()
-def work(name: Name) -> None:
-    """Help to embed what waits, as one more worker, until nothing is left."""
+def work(
+    name: Name,
+    workers: Annotated[
+        str, typer.Option(help="processes: a number, or auto: one for each GPU")
+    ] = "1",
+) -> None:
+    """Help to embed what waits, as one or more workers, until nothing is left."""
+    from embedding_tasks.local import crew
     from embedding_tasks.request import Request
-    from embedding_tasks.run import work as drain
 
-    request = Request(use_case.find(name), external_id=external_id(), kind="work")
-    with interruptible() as stopped, terminal.bar() as bar:
+    case = use_case.find(name)
+    count = crew.size(case) if workers == "auto" else _positive(workers)
+    with interruptible() as stopped:
         try:
-            counts = drain(request, terminal.embedding(bar, name, stopped))
+            if count > 1:
+                _work_together(name, count)
+            else:
+                _work(Request(case, external_id=external_id(), kind="work"), stopped)
         except KeyboardInterrupt:
             err.print("stopped; what was finished is stored, the rest waits")
             raise typer.Exit(130) from None
+
+
+def _positive(workers: str) -> int:
+    if workers.isdecimal() and int(workers) > 0:
+        return int(workers)
+    raise typer.BadParameter(
+        f"{workers!r}; valid: a number from 1, or auto", param_hint="--workers"
+    )
+
+
+def _work(request: Request, stopped: Event) -> None:
+    from embedding_tasks.run import work as drain
+
+    with terminal.bar() as bar:
+        name = request.use_case.name
+        counts = drain(request, terminal.embedding(bar, name, stopped))
     _tell("done", counts)
+
+
+def _work_together(name: str, count: int) -> None:
+    from embedding_tasks.local import crew
+
+    level = logging.getLogger("embedding_tasks").getEffectiveLevel()
+    verbose = ["--verbose"] if level <= logging.INFO else []
+
+    if code := crew.work(
+        [*verbose, "work", name],
+        count,
+        out=partial(terminal.say, markup=False),
+        err=partial(terminal.say, console=err, markup=False),
+    ):
+        raise typer.Exit(code)
 
 
 @app.command()

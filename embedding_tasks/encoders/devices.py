@@ -7,8 +7,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -27,6 +30,7 @@ _CPU_TOKENS = 4096
 _WIDE_TOKENS, _NARROW_TOKENS, _NARROW = 65_536, 131_072, 512
 _SHARE_OF_FREE_MEMORY = 0.5
 _GOOD_PASSES, _GROWTH = 20, 1.5
+_CARDS = Path("/proc/driver/nvidia/gpus")
 
 
 def choose(asked: str) -> torch.device:
@@ -53,7 +57,13 @@ def processes_beside(device: torch.device) -> int:
     cores."""
     if device.type == "cpu":
         return 0
-    return preparing.processes(torch.cuda.device_count())
+    return preparing.processes(max(torch.cuda.device_count(), _cards()))
+
+
+def _cards() -> int:
+    """Of this machine: those that CUDA_VISIBLE_DEVICES hides are other workers', who
+    tokenize on the same cores."""
+    return sum(1 for _ in _CARDS.glob("*"))
 
 
 def described(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -107,6 +117,23 @@ class Budget:
                 if self._good == _GOOD_PASSES:
                     self._set(min(self._most, int(self._tokens * _GROWTH) + 1))
         return made
+
+    def run_tokens(
+        self,
+        forward: Callable[[Sequence[int]], T],
+        batch: Sequence[int],
+        lengths: npt.NDArray[np.int64],
+        what: str,
+    ) -> list[T]:
+        """`run` for inputs of so many tokens each."""
+        return self.run(
+            forward,
+            batch,
+            size=lambda i: int(lengths[i]),
+            too_large=lambda i: (
+                f"one {what} of {lengths[i]} tokens (lower encoder.max_length)"
+            ),
+        )
 
     def _set(self, tokens: int) -> None:
         self._tokens, self._good = tokens, 0

@@ -31,7 +31,7 @@ THREADS = min(8, max(2, os.cpu_count() or 2))
 # Chunks under way for each worker: one that it is at, one that waits.
 _AHEAD = 2
 _LOOK_SECONDS = 0.2
-# One core feeds the device, one reads and writes.
+# Of each device's share: one core feeds it, one reads and writes.
 _SPARED = 2
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
@@ -48,7 +48,7 @@ def cores() -> int:
 
 def processes(devices: int = 1) -> int:
     """For one of so many devices that share this machine."""
-    return max(1, (cores() - _SPARED) // max(1, devices))
+    return max(1, cores() // max(1, devices) - _SPARED)
 
 
 class Preparation(Generic[T]):

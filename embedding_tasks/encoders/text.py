@@ -135,14 +135,9 @@ class TextEncoder:
         if self._stopped.is_set():
             raise Stopped("stopped between two batches")
         with self._launching:
-            return self.budget.run(
+            return self.budget.run_tokens(
                 lambda positions: self._launch(tokens.only(positions)),
-                batch,
-                lambda i: int(tokens.lengths[i]),
-                lambda i: (
-                    f"one input of {tokens.lengths[i]} tokens (lower "
-                    "encoder.max_length)"
-                ),
+                *(batch, tokens.lengths, "input"),
             )
 
     @torch.inference_mode()

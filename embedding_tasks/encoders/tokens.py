@@ -225,16 +225,11 @@ class TokenEncoder:
                 raise Stopped("stopped between two batches")
             order += batch
             with self._launching:
-                made += self._budget.run(
+                made += self._budget.run_tokens(
                     lambda chosen: self._taken(
                         tokens.only(chosen), [windows[i] for i in chosen]
                     ),
-                    batch,
-                    lambda i: int(tokens.lengths[i]),
-                    lambda i: (
-                        f"one window of {tokens.lengths[i]} tokens (lower "
-                        "encoder.max_length)"
-                    ),
+                    *(batch, tokens.lengths, "window"),
                 )
         back = torch.from_numpy(_back([windows[i].count for i in order], order))
         hidden = torch.cat([h for h, _ in made])[back.to(self.device)]
