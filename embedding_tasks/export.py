@@ -117,6 +117,8 @@ def export(
             found = _resumable(folder, asked)
             manifest = found or Manifest(asked)
             before = manifest.rows
+            manifest.save(folder)  # first: what lies beside it is ours
+            _sweep(folder, manifest)
             if not manifest.complete:
                 _write(held, chosen, manifest, folder, rows_per_part, progress)
     return Exported(
@@ -230,6 +232,14 @@ def _remove(folder: Path) -> None:
         ) from None
     for name in (*files, MANIFEST):
         (folder / name).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, manifest: Manifest) -> None:
+    """A part that was renamed by a run that was killed before it could say so."""
+    known = {part["file"] for part in manifest.parts}
+    for path in folder.glob("part-[0-9][0-9][0-9][0-9][0-9].parquet"):
+        if path.name not in known:
+            path.unlink()
 
 
 def _write(

@@ -133,6 +133,22 @@ def test_a_killed_export_leaves_only_whole_files(
     assert sorted(keys) == sorted(set(keys)) == sorted(map(str, range(120)))
 
 
+def test_a_part_that_no_manifest_knows_does_not_stay(
+    filled: Project, store: Connection, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        exports.export("messages", folder, rows_per_part=60, progress=stop_after(1))
+    # killed between the second part's name and the manifest; its rows go meanwhile
+    stray = folder / "part-00001.parquet"
+    stray.write_bytes((folder / "part-00000.parquet").read_bytes())
+    last = manifest(folder)["parts"][0]["last"][0]
+    store.execute("DELETE FROM embedline.vector_messages_v1 WHERE key > %s", [last])
+    made = exports.export("messages", folder, rows_per_part=60)
+    assert (made.rows, made.parts) == (60, 1)
+    assert not stray.exists()
+
+
 def test_an_export_of_something_else_is_not_mixed_in(
     filled: Project, tmp_path: Path
 ) -> None:
