@@ -10,7 +10,7 @@ PORT ?= 8080
 export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
+.PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-reading bench-outbox \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -59,6 +59,9 @@ bench-version-switch: $(INSTALLED)  ## searches while versions are promoted and 
 
 bench-sync: $(INSTALLED)  ## cost of a run over 1,000,000 rows, unchanged and 1 % changed
 	@$(BIN)/python -m benchmarks.sync_cost
+
+bench-reading: $(INSTALLED)  ## vectors back to numpy, Arrow and pandas, beside other ways
+	@$(BIN)/python -m benchmarks.reading
 
 bench-outbox: $(INSTALLED)  ## what the outbox's triggers cost the application
 	@$(BIN)/python -m benchmarks.outbox_overhead

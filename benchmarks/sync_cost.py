@@ -172,12 +172,12 @@ def fill(db: Connection, rows: int) -> None:
     db.execute("VACUUM ANALYZE tweets")
 
 
-def write_vectors(path: Path) -> None:
+def write_vectors(path: Path, dims: int = DIMS) -> None:
     """One for every word of the tweets."""
     words = sorted({w for text in corpora.tweets()["text"] for w in text.split()})
-    vectors = np.random.default_rng(SEED).standard_normal((len(words), DIMS))
+    vectors = np.random.default_rng(SEED).standard_normal((len(words), dims))
     with path.open("w") as out:
-        out.write(f"{len(words)} {DIMS}\n")
+        out.write(f"{len(words)} {dims}\n")
         for word, vector in zip(words, vectors, strict=True):
             out.write(f"{word} {' '.join(f'{v:.4f}' for v in vector)}\n")
 

@@ -120,6 +120,7 @@ def _sync(
         if request.dry_run:
             counts |= foresight.foreseen(store, use_case_id, use_case, live)
             raise psycopg.Rollback
+        runs.close_abandoned(store, use_case_id, run_id)
         runs.count(store, run_id, synced)
         runs.remember_missing(store, run_id, missing)
     if not (request.dry_run or request.backfill):

@@ -104,6 +104,26 @@ def count(store: Connection, run_id: int, synced: Synced) -> None:
     )
 
 
+def close_abandoned(store: Connection, use_case_id: int, run_id: int) -> None:
+    """Other runs whose process was killed, or that were under way when the dump was
+    made that this store was restored from. One that lives after all is running again
+    from its next stage on."""
+    closed = store.execute(
+        "UPDATE embedline.run r SET state = 'failed', finished_at = now(),"
+        "  error = 'no sign of life for a day: its process is gone'"
+        " WHERE use_case = %s AND id <> %s AND state = 'running'"
+        "  AND greatest(started_at, synced_at) < now() - interval '1 day'"
+        "  AND NOT EXISTS (SELECT FROM embedline.ledger l"
+        "   JOIN embedline.model_version m ON m.id = l.model_version"
+        "   WHERE m.use_case = r.use_case AND l.lease_token IS NOT NULL"
+        "    AND l.lease_until > now()"
+        "    AND starts_with(l.lease_holder, r.external_id || '/'))",
+        [use_case_id, run_id],
+    )
+    if closed.rowcount:
+        log.warning("closed abandoned runs=%d", closed.rowcount)
+
+
 def worked(
     store: Connection,
     run_id: int,

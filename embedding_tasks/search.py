@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, LiteralString
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
 from pgvector import Vector
 from psycopg.rows import dict_row
@@ -53,8 +55,7 @@ def by_text(
     by the version's id. Raises `SearchError` for an unknown use case or feature, or one
     that is not made of texts, `ModelError` when its model files have changed."""
     version = versions.active(store, use_case, feature)
-    query = _query(version, text)
-    vector = _vector(encoder_for(version).encode([query]), version, text)
+    vector = vector_of(encoder_for(version), version, text)
     return _nearest(
         store,
         "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s, %s, %s)",
@@ -63,6 +64,14 @@ def by_text(
             *(version.feature, version.version),
         ],
     )
+
+
+def vector_of(
+    encoder: Encoder, version: ModelVersion, text: str
+) -> npt.NDArray[np.float32]:
+    """A text's vector as `by_text` searches by it, (dims,)."""
+    encoded = encoder.encode([_query(version, text)])
+    return np.asarray(_vector(encoded, version, text), np.float32)
 
 
 def _vector(encoded: Encoded, version: ModelVersion, text: str) -> Any:

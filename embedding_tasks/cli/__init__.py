@@ -3,6 +3,7 @@
 from embedding_tasks.cli import (
     asking,
     backfill,
+    exporting,
     forget,
     outbox,
     running,
@@ -15,6 +16,7 @@ __all__ = [
     "app",
     "asking",
     "backfill",
+    "exporting",
     "forget",
     "main",
     "outbox",

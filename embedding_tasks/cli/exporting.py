@@ -1,0 +1,89 @@
+"""Take out: export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from embedding_tasks import terminal
+from embedding_tasks.cli.app import Feature, Name, app, err
+from embedding_tasks.errors import SearchError
+from embedding_tasks.local.signals import interruptible
+
+
+@app.command()
+def export(
+    name: Name,
+    to: Annotated[Path, typer.Option(help="a folder for the files")],
+    where: Annotated[
+        str | None, typer.Option(help="""a filter in JSON, as '{"label": "bug"}'""")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="some of the view's, with commas between")
+    ] = None,
+    feature: Feature = None,
+    model_version: Annotated[
+        int | None, typer.Option(help="another one than serves")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="in a file")] = 100_000,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="remove the export that is there")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="count what would be written, and write nothing")
+    ] = False,
+) -> None:
+    """Write a use case's rows, vectors included, into Parquet files; an interrupted
+    export goes on where it stopped."""
+    from embedding_tasks import export as exports
+
+    with interruptible(), terminal.bar() as progress:
+        task = progress.add_task(f"exporting {name}", total=None, said="rows")
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            if not err.is_terminal:
+                said = f"exporting {name}: {done} of {total} rows"
+                err.print(said, highlight=False)
+
+        try:
+            made = exports.export(
+                name,
+                to,
+                where=_filter(where),
+                columns=columns.split(",") if columns else None,
+                feature=feature,
+                version=model_version,
+                rows_per_part=rows,
+                overwrite=overwrite,
+                dry_run=dry_run,
+                progress=show,
+            )
+        except KeyboardInterrupt:
+            err.print("stopped; whole files are kept: the same command goes on")
+            raise typer.Exit(130) from None
+    terminal.say(escape(_told(made, to, dry_run)))
+
+
+def _told(made: Any, folder: Path, dry_run: bool) -> str:
+    verb = "would write" if dry_run else "wrote"
+    told = f"{verb} {made.written} rows"
+    if made.resumed:
+        told += f", beside {made.rows - made.written} that were there"
+    return f"{told}; {folder}: {made.rows} rows in {made.parts} files"
+
+
+def _filter(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        where = json.loads(text)
+    except ValueError as error:
+        raise SearchError(f"--where is not JSON: {error}") from None
+    if not isinstance(where, dict):
+        raise SearchError("""--where is no JSON object, as '{"label": "bug"}'""")
+    return where
