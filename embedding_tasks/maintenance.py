@@ -4,9 +4,11 @@ for one live model version after another."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -20,7 +22,10 @@ from embedding_tasks.use_case import UseCase
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[["Step", Progress], None]
+Tell = Callable[[Step, Progress], None]
+
+# A build that is watched by nobody says how far it is so often, and at each new phase.
+_LOG_SECONDS = 15.0
 
 
 def plan(store: Connection, cases: Sequence[UseCase]) -> list[Step]:
@@ -36,15 +41,15 @@ def plan(store: Connection, cases: Sequence[UseCase]) -> list[Step]:
 def maintain(
     open_store: OpenStore,
     cases: Sequence[UseCase],
-    tell: Tell = lambda step, progress: None,
+    tell: Tell | None = None,
 ) -> list[Step]:
     """Carries the plan out, and returns what was done. What another builder did while
-    this one waited is not done again."""
+    this one waited is not done again. Without a `tell` the progress is logged."""
     done: list[Step] = []
     with open_store() as store, blame(store=store):
         for case in cases:
             for subject in _subjects(store, case):
-                done += _keep(store, open_store, subject, tell)
+                done += _keep(store, open_store, subject, tell or logged())
             done += _drop_expired(store, case)
     return done
 
@@ -79,7 +84,7 @@ def prepare(
         return [subject.step("build", why, index.name_of(version, policy))]
 
     if steps(look(store, version)):
-        _under_lock(store, open_store, subject, steps, _log_progress)
+        _under_lock(store, open_store, subject, steps, logged())
 
 
 def _subjects(store: Connection, case: UseCase) -> Iterator[Subject]:
@@ -130,11 +135,21 @@ def look(store: Connection, version: ModelVersion) -> Table:
 def _keep(
     store: Connection, open_store: OpenStore, subject: Subject, tell: Tell
 ) -> list[Step]:
-    if all(step.work == "none" for step in _steps(store, subject)):
+    try:
+        if all(step.work == "none" for step in _steps(store, subject)):
+            return []
+        return _under_lock(
+            store, open_store, subject, lambda seen: decide(subject, seen), tell
+        )
+    except psycopg.errors.UndefinedTable:
+        if subject.version.id in {v.id for v in _live(store, subject)}:
+            raise
+        log.warning("version %d was retired meanwhile", subject.version.version)
         return []
-    return _under_lock(
-        store, open_store, subject, lambda seen: decide(subject, seen), tell
-    )
+
+
+def _live(store: Connection, subject: Subject) -> list[ModelVersion]:
+    return versions.live(store, subject.version.use_case)
 
 
 def _under_lock(
@@ -250,9 +265,19 @@ def told(step: Step) -> str:
     return " ".join(f"{name}={value}" for name, value in asdict(step).items() if value)
 
 
-def _log_progress(step: Step, progress: Progress) -> None:
-    log.info(
-        "%s index=%s phase=%r done=%d total=%d waits_for=%s",
-        *(step.work, step.index, progress.phase, progress.done, progress.total),
-        progress.waits_for,
-    )
+def logged() -> Tell:
+    last: tuple[Step, str] | None = None
+    at = 0.0
+
+    def say(step: Step, progress: Progress) -> None:
+        nonlocal last, at
+        if last == (step, progress.phase) and time.monotonic() < at + _LOG_SECONDS:
+            return
+        last, at = (step, progress.phase), time.monotonic()
+        log.info(
+            "%s index=%s phase=%r done=%d total=%d waits_for=%s",
+            *(step.work, step.index, progress.phase, progress.done, progress.total),
+            progress.waits_for,
+        )
+
+    return say

@@ -506,3 +506,34 @@ def test_the_command_plans_maintains_and_shows(
     assert '"work": "build"' in embedline("maintain", "messages", "--json")
     assert "nothing to do" in embedline("maintain", "messages")
     assert "recall@10 1.000 at ef_search 40" in embedline("status", "messages")
+
+
+def test_a_build_that_nobody_watches_says_how_far_it_is(
+    indexed: Project, store: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow_to_build(indexed, store, rows=3000)
+    with caplog.at_level(logging.INFO, "embedding_tasks"):
+        assert maintain(indexed) == ["build"]
+    told = [
+        line for line in caplog.messages if "phase='building index: loading" in line
+    ]
+    assert len(told) == 1
+
+
+def test_a_version_that_goes_meanwhile_keeps_no_other_from_its_index(
+    indexed: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is retired, and its table dropped, after it was found to be live."""
+    found = versions.live_by_name
+
+    def overtaken(own: Connection, name: str) -> list[ModelVersion]:
+        listed = found(own, name)
+        if len(listed) > 1:
+            versions.retire(store, listed[1])
+            store.execute(sql.SQL("DROP TABLE {}").format(listed[1].table))
+        return listed
+
+    indexed.use_case(pooling="mean")
+    run.sync_stage(indexed.request())
+    monkeypatch.setattr(versions, "live_by_name", overtaken)
+    assert maintain(indexed) == ["build"]
