@@ -208,9 +208,13 @@ def _record(
     store: Connection, subject: Subject, step: Step, seconds: float | None, memory: int
 ) -> None:
     version = subject.version
-    made = next(i for i in index.existing(store, version) if i.name == step.index)
+    found = {i.name: i for i in index.existing(store, version)}
+    if step.index not in found:
+        log.warning("index=%s was dropped by somebody else", step.index)
+        return
+    made = found[step.index]
     rows = versions.count(store, version)
-    found = recall.measure(store, version, rows)
+    measured = recall.measure(store, version, rows)
     store.execute(
         "INSERT INTO embedline.vector_index (model_version, name, work, method,"
         "  parameters, rows, bytes, memory, seconds, recall, k, ef_search, queries)"
@@ -218,12 +222,12 @@ def _record(
         [
             *(version.id, made.name, step.work, made.method, Jsonb(made.options)),
             *(rows, made.bytes, None if seconds is None else memory, seconds),
-            *(found.share, found.k, found.ef_search, found.queries),
+            *(measured.share, measured.k, measured.ef_search, measured.queries),
         ],
     )
     log.info(
         "index=%s rows=%d bytes=%d seconds=%s recall=%s ef_search=%d",
-        *(made.name, rows, made.bytes, seconds, found.share, found.ef_search),
+        *(made.name, rows, made.bytes, seconds, measured.share, measured.ef_search),
     )
 
 

@@ -18,7 +18,7 @@ from embedding_tasks import maintenance, promotion, run
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.index_policy import Step
-from embedding_tasks.store import index, recall, versions
+from embedding_tasks.store import index, migrate, recall, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.index import Memory, Progress
 from embedding_tasks.store.versions import ModelVersion
@@ -387,6 +387,21 @@ def test_recall_is_that_of_a_search_by_hand(
     assert measured == pytest.approx(np.mean(shares), abs=0.05)
 
 
+def test_that_a_vector_finds_itself_is_no_recall(
+    project: Project,
+    store: Connection,
+    write_messages: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_messages(range(1))
+    project.run()
+    fill(store, 6000)
+    monkeypatch.setattr(recall, "K", 1)
+    poor = {"min_rows": 1, "m": 2, "ef_construction": 4}
+    maintain(project, storage={"index": poor})
+    assert records(store)[-1][2] < 0.95
+
+
 def test_of_equally_near_neighbours_either_is_right(
     indexed: Project, store: Connection
 ) -> None:
@@ -537,3 +552,22 @@ def test_a_version_that_goes_meanwhile_keeps_no_other_from_its_index(
     run.sync_stage(indexed.request())
     monkeypatch.setattr(versions, "live_by_name", overtaken)
     assert maintain(indexed) == ["build"]
+
+
+def test_pgvector_may_live_in_a_schema_of_its_own(
+    project: Project,
+    make_database: Callable[..., str],
+    write_messages: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dsn = make_database()
+    with connect(dsn, role="store") as store:
+        store.execute("CREATE SCHEMA ext")
+        store.execute("CREATE EXTENSION vector SCHEMA ext")
+        migrate.apply(store)
+        monkeypatch.setenv("EMBEDLINE_STORE_DSN", dsn)
+        project.use_case(storage={"index": {"min_rows": 50}})
+        write_messages(range(60))
+        project.run()
+        assert maintain(project) == ["build"]
+        assert records(store) == [("build", 60, 1.0)]

@@ -224,7 +224,7 @@ def build(
     ).format(
         sql.Identifier(name),
         version.table,
-        _qualified(store, operator_class(version)),
+        sql.Identifier(schema_of_vector(store), operator_class(version)),
         sql.Literal(policy.m),
         sql.Literal(policy.ef_construction),
     )
@@ -348,16 +348,15 @@ def _set_memory(session: Connection, given: Memory) -> None:
     )
 
 
-def _qualified(store: Connection, name: str) -> sql.Identifier:
-    """pgvector may live in any schema."""
-    schema = _value(
-        store,
-        "SELECT n.nspname FROM pg_opclass o JOIN pg_namespace n ON n.oid ="
-        " o.opcnamespace JOIN pg_am am ON am.oid = o.opcmethod"
-        " WHERE o.opcname = %s AND am.amname = 'hnsw'",
-        name,
+def schema_of_vector(store: Connection) -> str:
+    """pgvector may live in any schema, and need not be on the search path."""
+    return str(
+        _value(
+            store,
+            "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n"
+            " ON n.oid = e.extnamespace WHERE e.extname = 'vector'",
+        )
     )
-    return sql.Identifier(schema, name)
 
 
 def _primary(error: psycopg.Error) -> str:

@@ -10,6 +10,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.store import index
 from embedding_tasks.store.versions import ModelVersion
 
 K = 10
@@ -98,10 +99,14 @@ def _distances(
     for name, value in settings.items():
         store.execute("SELECT set_config(%s, %s, true)", [name, value])
     statement = sql.SQL(
-        "SELECT v.key, v.unit, v.embedding {0} (SELECT embedding FROM {1}"
+        "SELECT v.key, v.unit, v.embedding OPERATOR({0}.{2}) (SELECT embedding FROM {1}"
         "  WHERE key = %(key)s AND unit = %(unit)s) AS distance"
         " FROM {1} v ORDER BY distance LIMIT %(k)s"
-    ).format(sql.SQL(_OPERATORS[version.distance]), version.table)
+    ).format(
+        sql.Identifier(index.schema_of_vector(store)),
+        version.table,
+        sql.SQL(_OPERATORS[version.distance]),
+    )
     found = []
     for key, unit in sample:
         rows = store.execute(statement, {"key": key, "unit": unit, "k": K + 1})
