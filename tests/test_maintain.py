@@ -594,3 +594,17 @@ def test_pgvector_may_live_in_a_schema_of_its_own(
         project.run()
         assert maintain(project) == ["build"]
         assert records(store) == [("build", 60, 1.0)]
+
+
+def test_a_graph_too_narrow_for_its_links_is_refused(project: Project) -> None:
+    with pytest.raises(ConfigError, match="ef_construction must be at least 2"):
+        project.use_case(storage={"index": {"m": 40}})
+
+
+def test_check_says_that_vectors_are_too_long_for_an_index(
+    indexed: Project, monkeypatch: pytest.MonkeyPatch, embedline: Callable[..., str]
+) -> None:
+    assert "No index" not in embedline("check", "messages", "--no-model")
+    monkeypatch.setitem(index.MOST_DIMS, "vector", 16)
+    printed = embedline("check", "messages", "--no-model")
+    assert "searches stay exact. Say storage.type: halfvec" in printed
