@@ -10,7 +10,8 @@ PORT ?= 8080
 export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-reading bench-outbox \
+.PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
+	bench-reading bench-store bench-index \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -65,6 +66,12 @@ bench-reading: $(INSTALLED)  ## vectors back to numpy, Arrow and pandas, beside 
 
 bench-outbox: $(INSTALLED)  ## what the outbox's triggers cost the application
 	@$(BIN)/python -m benchmarks.outbox_overhead
+
+bench-store: $(INSTALLED)  ## rows into the store, against every other way
+	@$(BIN)/python -m benchmarks.store_write
+
+bench-index: $(INSTALLED)  ## indexes of 38,158 to 300,000 vectors, built and churned
+	@$(BIN)/python -m benchmarks.index_build
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ from embedding_tasks.errors import ConfigError
 
 STORE_DSN = "EMBEDLINE_STORE_DSN"
 STORE_CONNECTION = "embedline_store"
+# The most that one build of an index may take, e.g. 2GB.
+INDEX_MEMORY = "EMBEDLINE_INDEX_MEMORY"
 
 
 def project() -> Path:
