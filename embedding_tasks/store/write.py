@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.ledger import Lease
 from embedding_tasks.store import copy
@@ -60,6 +60,7 @@ def write(
 ) -> Written:
     """`seconds` of the worker's time are counted with them."""
     with store.transaction():
+        take_time(store)
         _stage(store, lease, finished)
         records = _fence(store, lease)
         vectors = _write_vectors(store, lease, run_id)
