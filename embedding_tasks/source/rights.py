@@ -67,12 +67,11 @@ def _read_by(
     connection: Connection, use_case: UseCase
 ) -> Iterator[tuple[tuple[str, str], set[str]]]:
     records = extract.records(connection, use_case)
-    columns = watched.of_use_case(use_case)
-    columns |= {use_case.source.updated_at} - {None}
+    columns = {*watched.of_use_case(use_case), use_case.source.updated_at}
     yield from _of_view(connection, records, columns)
     if isinstance(use_case.label, LabelTable):
         label = use_case.label
-        names = {*label.key, label.label, label.time} - {None}
+        names = {*label.key, label.label, label.time}
         labels = extract.labels(connection, use_case, label)
         yield from _of_view(connection, labels, names)
 

@@ -74,7 +74,7 @@ def run(connection: Connection, script: Iterable[str]) -> bool:
 def renew(store: Connection) -> None:
     """Give the store's roles their rights on what an upgrade has made. Nothing where
     there are none, or where one has been dropped since."""
-    found = dict(
+    found: dict[str, str] = dict(
         store.execute(
             "SELECT r.kind, r.name FROM embedline.role r"
             " JOIN pg_roles p ON p.rolname = r.name"
