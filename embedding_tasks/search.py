@@ -57,7 +57,7 @@ def by_text(
     vector = _vector(encoder_for(version).encode([query]), version, text)
     return _nearest(
         store,
-        "SELECT * FROM embeddings.nearest(%s, %s::text::vector, %s, %s, %s)",
+        "SELECT * FROM embeddings.nearest(%s, %s, %s, %s, %s)",
         [
             *(use_case, Vector(vector).to_text(), k),
             *(version.feature, version.version),
