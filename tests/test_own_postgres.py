@@ -215,6 +215,17 @@ def test_everything_goes_through_a_pooler(
     assert left == (109,)
 
 
+def test_what_is_asked_often_is_not_prepared_in_a_session_that_others_get(
+    store_dsn: str, pooled: Callable[..., str]
+) -> None:
+    dsn = pooled(store_dsn, size=1)
+    with connect(dsn, role="store") as one, connect(dsn, role="store") as other:
+        for number in range(20):
+            for connection in (one, other):
+                found = connection.execute("SELECT %s::int", [number]).fetchone()
+                assert found == (number,)
+
+
 def test_workers_share_a_pooler(
     through_pooler: Project, store: Connection, tmp_path: Path
 ) -> None:
