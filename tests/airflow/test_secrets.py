@@ -55,7 +55,9 @@ def test_no_secret_is_in_what_airflow_keeps(
     full_use_case.use_case(source={"connection": "crm"})
     done = run_dag("embed_messages")
     assert done.state == "success"
-    monkeypatch.setenv("AIRFLOW_CONN_CRM", json.dumps({**crm, "port": 1}))
+    # which no retry mends
+    gone = json.dumps({**crm, "schema": "no_such_database"})
+    monkeypatch.setenv("AIRFLOW_CONN_CRM", gone)
     failed = run_dag("embed_messages")
     assert failed.state == "failed"
 
