@@ -110,11 +110,13 @@ $$;
 -- The view's name of a feature: the use case's own where it has but one.
 CREATE OR REPLACE FUNCTION embedline.view_name(version embedline.model_version)
 RETURNS text
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT u.name || CASE version.feature WHEN 'embedding' THEN '' ELSE '__' || version.feature END
-      FROM embedline.use_case u WHERE u.id = version.use_case
+BEGIN
+    RETURN (SELECT u.name || CASE version.feature WHEN 'embedding' THEN '' ELSE '__' || version.feature END
+              FROM embedline.use_case u WHERE u.id = version.use_case);
+END
 $$;
 
 -- (Re)creates the views of a use case over its active model versions. A change of
@@ -133,6 +135,8 @@ DECLARE
     names    text[] := '{}';
     stale    text;
 BEGIN
+    UPDATE embedline.use_case SET predicted_by_source = from_source
+     WHERE id = use_case_id AND predicted_by_source <> from_source;
     SELECT * INTO STRICT use_case FROM embedline.use_case WHERE id = use_case_id;
     FOR active IN SELECT * FROM embedline.model_version m
         WHERE m.use_case = use_case_id AND m.state = 'active' AND m.feature = ANY (use_case.features)
