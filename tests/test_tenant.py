@@ -277,7 +277,7 @@ def test_anothers_key_is_no_vector_and_no_other_error(tenants: Tenants) -> None:
             ask(tenants.acme, "SELECT embeddings.neighbors('messages', %s)", key)
         diag = caught.value.diag
         said = f"{diag.message_primary} {diag.message_hint} {diag.context}"
-        return said.replace(key, "KEY"), str(caught.value.sqlstate)
+        return said.replace(f"'{key}'", "KEY"), str(caught.value.sqlstate)
 
     assert refusal("70") == refusal("no such key") == refusal("0")
 
