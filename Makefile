@@ -11,6 +11,7 @@ export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
+	bench-store bench-index \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -58,6 +59,12 @@ bench-sync: $(INSTALLED)  ## cost of a run over 1,000,000 rows, unchanged and 1 
 
 bench-outbox: $(INSTALLED)  ## what the outbox's triggers cost the application
 	@$(BIN)/python -m benchmarks.outbox_overhead
+
+bench-store: $(INSTALLED)  ## rows into the store, against every other way
+	@$(BIN)/python -m benchmarks.store_write
+
+bench-index: $(INSTALLED)  ## indexes of 38,158 to 300,000 vectors, built and churned
+	@$(BIN)/python -m benchmarks.index_build
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from embedding_tasks.errors import EmbedlineError, SourceError
 from embedding_tasks.inputs import Form
 from embedding_tasks.source import extract, snapshot, strategy, timestamp
 from embedding_tasks.source.extract import Extract
-from embedding_tasks.store import trained, versions
+from embedding_tasks.store import index, trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import ONE_FEATURE, LabelTable, UseCase, load
@@ -119,15 +119,23 @@ def _recipe(use_case: UseCase, made: dict[str, Recipe], resolve: Resolve | None)
     made |= recipe.all_of(use_case, resolve, trained=known, without=waiting)
     said = {name: "not trained yet: the first run trains it" for name in waiting}
     for name, found in made.items():
+        obstacle = _obstacle(use_case, found)
         classes = f", classes {', '.join(found.classes)}" if found.classes else ""
         said[name] = (
             f"{found.dims} dimensions for each {found.unit}, fingerprint "
-            f"{found.fingerprint[:12]}{classes}"
+            f"{found.fingerprint[:12]}{classes}{obstacle}"
         )
     return "; ".join(
         f"{name}: {what}" if name != ONE_FEATURE else what
         for name, what in said.items()
     )
+
+
+def _obstacle(use_case: UseCase, found: Recipe) -> str:
+    if use_case.storage.index.type == "none":
+        return ""
+    told = index.obstacle(found.dims, use_case.storage.type)
+    return f". No index: {told}" if told else ""
 
 
 def _model(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from embedding_tasks import judgement
+from embedding_tasks import judgement, maintenance
 from embedding_tasks.connections import Connection, blame, for_source
 from embedding_tasks.errors import (
     SearchError,
@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def finish(store: Connection, request: Request, use_case_id: int) -> None:
-    """A version that is complete is ready, and serves if the use case says so. Raises
-    `ThresholdError` where one would be complete but for too many dead records."""
+    """A version that is complete is ready, with the index that it is to have, and
+    serves if the use case says so. Raises `ThresholdError` where one would be complete
+    but for too many dead records."""
+    _index(store, request, use_case_id)
     with store.transaction():
         versions.lock(store, use_case_id)  # no sync adds to it meanwhile
         finished: list[ModelVersion] = []
@@ -63,8 +65,30 @@ def finish(store: Connection, request: Request, use_case_id: int) -> None:
 def promote(request: Request) -> list[ModelVersion]:
     """Let the ready versions serve, on demand. Raises `StoreError` where there is none
     or it has fallen behind, `ThresholdError` where too much of it is dead."""
-    with request.open_store() as store, blame(store=store), store.transaction():
+    with request.open_store() as store, blame(store=store):
         use_case_id = versions.use_case_id(store, request.use_case.name)
+        _index(store, request, use_case_id)
+        return _promote(store, request, use_case_id)
+
+
+def _index(store: Connection, request: Request, use_case_id: int) -> None:
+    """Before the switch, and with no transaction open, since a build waits for those.
+    One that is not complete yet is loaded without an index."""
+    live = versions.live(store, use_case_id)
+    serving = {v.feature: v for v in live if v.serves}
+    for candidate in live:
+        if candidate.serves or judgement.left_of(store, candidate).pending:
+            continue
+        maintenance.prepare(
+            *(store, request.open_direct, request.use_case),
+            *(candidate, serving.get(candidate.feature)),
+        )
+
+
+def _promote(
+    store: Connection, request: Request, use_case_id: int
+) -> list[ModelVersion]:
+    with store.transaction():
         versions.lock(store, use_case_id)
         finished = [v for v in versions.live(store, use_case_id) if v.state == "ready"]
         for ready in finished:

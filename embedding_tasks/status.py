@@ -48,6 +48,19 @@ def dead_errors(
         ).fetchall()
 
 
+def index_of(
+    store: Connection, use_case: str, feature: str, version: int
+) -> dict[str, Any] | None:
+    """The row of `embedline.index_status`."""
+    with store.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "SELECT search, index, is_valid, bytes, recall, k, ef_search, built_at,"
+            "  dead_share FROM embedline.index_status"
+            " WHERE use_case = %s AND feature = %s AND model_version = %s",
+            [use_case, feature, version],
+        ).fetchone()
+
+
 def explain(
     store: Connection,
     use_case: UseCase,

@@ -22,7 +22,9 @@ from rich.progress import (
 from rich.table import Table
 
 from embedding_tasks import use_case
+from embedding_tasks.index_policy import Step
 from embedding_tasks.pipeline import Drained
+from embedding_tasks.store.index import Progress as BuildProgress
 from embedding_tasks.training import Epoch
 
 out = Console()
@@ -89,6 +91,32 @@ def training(progress: Progress, name: str, stopped: Event) -> Callable[[Epoch],
         if not err.is_terminal:
             done = f"epoch {epoch.number} of {epoch.of}"
             err.print(f"{title}: {done}, {losses}", highlight=False)
+
+    return show
+
+
+def maintaining(
+    progress: Progress, stopped: Event
+) -> Callable[[Step, BuildProgress], None]:
+    """A bar for each step, from its first progress on."""
+    tasks: dict[Step, TaskID] = {}
+    last: dict[Step, str] = {}
+
+    def show(step: Step, now: BuildProgress) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        title = f"{step.work} {step.index or step.use_case}"
+        said = now.phase
+        if now.waits_for:
+            said += f", waits for process {now.waits_for}"
+        if step not in tasks:
+            tasks[step] = progress.add_task(title, total=None, said="")
+        progress.update(
+            tasks[step], total=now.total or None, completed=now.done, said=said
+        )
+        if not err.is_terminal and last.get(step) != said:
+            last[step] = said
+            err.print(f"{title}: {said}", highlight=False)
 
     return show
 

@@ -20,15 +20,16 @@ def test_what_is_copied_is_what_is_read(
     units = np.arange(rows, dtype=np.int32)
     store.execute(
         "CREATE TEMP TABLE t (key text, unit int, input_hash bytea,"
-        f" embedding {storage}({dims}))"
+        f" embedding {storage}({dims}), run_id bigint)"
     )
     with store.cursor().copy("COPY t FROM STDIN (FORMAT binary)") as out:
-        for block in copy.encode(keys, units, hashes, vectors, storage):
+        for block in copy.encode(keys, units, hashes, vectors, storage, run_id=2**40):
             out.write(block)
     read = store.execute("SELECT * FROM t ORDER BY unit").fetchall()
     assert [row[0] for row in read] == keys
     assert [row[1] for row in read] == units.tolist()
     assert [row[2] for row in read] == hashes
+    assert {row[4] for row in read} <= {2**40}
     back = np.array([[float(x) for x in row[3][1:-1].split(",")] for row in read])
     exact = vectors if storage == "vector" else vectors.astype(np.float16)
     # text shows float4 in full, and halves with fewer digits

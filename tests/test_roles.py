@@ -138,8 +138,8 @@ def test_a_reader_asks_the_views_and_not_the_machine_room(
     hidden = ask(
         store_dsn,
         "SELECT relname FROM pg_class WHERE relnamespace = 'embedline'::regnamespace"
-        " AND relkind IN ('r', 'v') AND relname NOT IN ('status', 'class_probability',"
-        " 'run', 'my_tenant', 'use_case', 'model_version', 'migration')",
+        " AND relkind IN ('r', 'v') AND relname NOT IN ('status', 'index_status',"
+        " 'class_probability', 'run', 'my_tenant', 'use_case', 'model_version', 'migration')",
     )
     assert len(hidden) > 8
     for (table,) in hidden:
@@ -154,6 +154,26 @@ def test_a_reader_asks_the_views_and_not_the_machine_room(
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             ask(reader, statement)
+
+
+def test_an_index_is_built_by_the_owner_whoever_writes(
+    full_use_case: Project,
+    names: Names,
+    login: Login,
+    store_dsn: str,
+    embedline: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", login(store_dsn, "etl", names.writer))
+    full_use_case.use_case(storage={"index": {"min_rows": 100}})
+    full_use_case.run()
+    with pytest.raises(AssertionError, match="set EMBEDLINE_STORE_DIRECT_DSN"):
+        embedline("maintain")
+    owner = login(store_dsn, "deployer", names.owner)
+    monkeypatch.setenv("EMBEDLINE_STORE_DIRECT_DSN", owner)
+    embedline("maintain")
+    found = "SELECT method, is_valid FROM embedline.index_status"
+    assert ask(store_dsn, found) == [("hnsw", True)]
 
 
 def test_a_view_of_a_version_to_come_is_a_readers_too(

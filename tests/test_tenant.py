@@ -238,7 +238,7 @@ def test_nobody_elses_function_is_a_way_around(
 
 
 def test_numbers_of_all_tenants_are_for_who_sees_them_all(tenants: Tenants) -> None:
-    for relation in ("status", "run"):
+    for relation in ("status", "index_status", "run"):
         count = f"SELECT count(*) > 0 FROM embedline.{relation}"
         assert ask(tenants.acme, count) == [(False,)], relation
         assert ask(tenants.auditor, count) == [(True,)], relation

@@ -26,6 +26,9 @@ def status(
             row["dead_errors"] = statuses.dead_errors(
                 store, row["use_case"], row["model_version"]
             )
+            row["index"] = statuses.index_of(
+                store, row["use_case"], row["feature"], row["model_version"]
+            )
     if name and not rows:
         use_case.path_of(name)
     if as_json:
@@ -50,6 +53,8 @@ def _print_status(row: dict[str, Any]) -> None:
     terminal.say("  " + ", ".join(numbers))
     if row["oldest_pending_age"]:
         terminal.say(f"  oldest pending since {row['oldest_pending_age']}")
+    if row["index"]:
+        terminal.say(f"  {_searched(row['index'])}")
     for dead in row["dead_errors"]:
         told = f"{dead['records']} dead: {dead['error']}; e.g. key {dead['key']}"
         terminal.say(f"  [red]{escape(told)}[/red]")
@@ -63,6 +68,21 @@ def _print_status(row: dict[str, Any]) -> None:
     terminal.say(f"  {last}; last success {success}")
     if row["last_run_error"]:
         terminal.say(f"  [red]{escape(row['last_run_error'])}[/red]")
+
+
+def _searched(index: dict[str, Any]) -> str:
+    if index["is_valid"] is None:
+        return "searched exactly, without an index"
+    if not index["is_valid"]:
+        return f"searched exactly: index {index['index']} is not complete"
+    size = f"{index['bytes'] / 2**20:.0f} MiB"
+    told = f"searched through index {index['index']}, {size}"
+    if index["recall"] is not None:
+        told += (
+            f", recall@{index['k']} {index['recall']:.3f} at ef_search "
+            f"{index['ef_search']}"
+        )
+    return told
 
 
 def _held_back(held: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 COLUMNS = ("key", "unit", "input_hash", "embedding")
+RUN = "run_id"
 # Of vectors of parts of an input: every row has one, or none has.
 SPAN, BOX = "span", "box"
 
@@ -40,9 +41,10 @@ def encode(
     storage: str,
     spans: npt.NDArray[np.int32] | None = None,
     boxes: npt.NDArray[np.float32] | None = None,
+    run_id: int | None = None,
 ) -> Iterator[bytes]:
-    """Blocks of a COPY … (key, unit, input_hash, embedding[, span][, box]) FROM STDIN
-    BINARY.
+    """Blocks of a COPY … (key, unit, input_hash, embedding[, span][, box][, run_id])
+    FROM STDIN BINARY.
 
     `vectors` has shape (rows, dims), `hashes` 32 bytes each; `storage` is 'vector' or
     'halfvec'. The values must be finite (`unfit` says which rows are not): one that
@@ -58,9 +60,10 @@ def encode(
             storage,
             None if spans is None else spans[part],
             None if boxes is None else boxes[part],
+            run_id,
         )
-        columns = len(COLUMNS) + (spans is not None) + (boxes is not None)
-        yield _block(keys[part], tails, columns)
+        further = sum(given is not None for given in (spans, boxes, run_id))
+        yield _block(keys[part], tails, len(COLUMNS) + further)
     yield TRAILER
 
 
@@ -99,6 +102,7 @@ def _tails(
     storage: str,
     spans: npt.NDArray[np.int32] | None,
     boxes: npt.NDArray[np.float32] | None,
+    run_id: int | None,
 ) -> npt.NDArray[np.void]:
     rows, dims = vectors.shape
     element = np.dtype(">f2" if storage == "halfvec" else ">f4")
@@ -114,6 +118,7 @@ def _tails(
     ]
     layout += _SPAN if spans is not None else []
     layout += _BOX if boxes is not None else []
+    layout += [("run_bytes", ">i4"), ("run", ">i8")] if run_id is not None else []
     tails = np.zeros(rows, np.dtype(layout))
     tails["unit_bytes"] = 4
     tails["unit"] = units
@@ -130,6 +135,8 @@ def _tails(
         tails["array_bytes"], tails["dimensions"], tails["type"] = 52, 1, _FLOAT4
         tails["length"], tails["first"] = 4, 1
         tails["corners"]["bytes"], tails["corners"]["value"] = 4, boxes
+    if run_id is not None:
+        tails["run_bytes"], tails["run"] = 8, run_id
     return tails
 
 

@@ -214,17 +214,23 @@ def mark(store: Connection, version: ModelVersion) -> None:
     )
 
 
-def drop_expired(store: Connection, use_case: int, days: float | None) -> None:
-    """Drops what was retired so many days ago (None: nothing, ever), each in a
-    transaction of its own, and the trained weights that nothing needs any more."""
-    if days is None:
-        return
+def expired(store: Connection, use_case: int, days: float | None) -> list[ModelVersion]:
+    """What was retired so many days ago (None: nothing, ever) and still has a table."""
     statement = sql.SQL(
         "SELECT {} FROM embedline.model_version WHERE use_case = %s"
         " AND state = 'retired' AND dropped_at IS NULL"
-        " AND retired_at <= now() - make_interval(secs => %s * 86400) ORDER BY version"
+        " AND retired_at <= now() - make_interval(secs => %s::float8 * 86400)"
+        " ORDER BY version"
     ).format(COLUMNS)
-    for version in versions.fetch(store, statement, [use_case, days]):
+    return versions.fetch(store, statement, [use_case, days])
+
+
+def drop_expired(store: Connection, use_case: int, days: float | None) -> None:
+    """Drops what is `expired`, each in a transaction of its own, and the trained
+    weights that nothing needs any more."""
+    if days is None:
+        return
+    for version in expired(store, use_case, days):
         try:
             _drop(store, version)
         except (

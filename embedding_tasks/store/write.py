@@ -5,6 +5,11 @@ The staged records are joined to the ledger, whose rows are locked in key order,
 only those are taken that are still leased with this token, still wanted with this very
 hash and not deleted. Everything a record has (vectors, predictions, kept input, the
 ledger's word that it is there) changes in that same transaction.
+
+Vectors go through a staging table and are upserted, unless their records have none yet:
+then they are copied to where they belong, twice as fast. Nobody else can have written
+one since the records were leased: who writes must hold the lease, a lease that was lost
+never comes back, and the fence has just found all of them still held.
 """
 
 from __future__ import annotations
@@ -61,9 +66,19 @@ def write(
     """`seconds` of the worker's time are counted with them."""
     with store.transaction():
         take_time(store)
-        _stage(store, lease, finished)
+        _stage_records(store, lease, finished)
+        vectors = _Vectors.of(lease, finished, run_id)
+        is_new = not _have_vectors(store, lease)
+        if not is_new:
+            _stage_vectors(store, lease, vectors)
+        _stage_predictions(store, vectors.keys, finished.encoded)
         records = _fence(store, lease)
-        vectors = _write_vectors(store, lease, run_id)
+        if is_new and records == len(finished.keys):
+            written_vectors = _copy(store, lease.version.table, vectors)
+        else:
+            if is_new:
+                _stage_vectors(store, lease, vectors)
+            written_vectors = _upsert(store, lease)
         _write_predictions(store, lease)
         write_data(
             store,
@@ -72,7 +87,8 @@ def write(
             " FROM staged_record JOIN accepted USING (key)",
         )
         _settle(store, lease)
-        written = Written(records, vectors, len(finished.keys) - records)
+        discarded = len(finished.keys) - records
+        written = Written(records, written_vectors, discarded)
         store.execute(
             "UPDATE embedline.run SET embedded = embedded + %s, vectors = vectors + %s,"
             " discarded = discarded + %s, truncated = truncated + %s,"
@@ -91,25 +107,28 @@ def _counts(written: Written) -> tuple[int, int, int]:
     return written.records, written.vectors, written.discarded
 
 
-def _stage(store: Connection, lease: Lease, finished: Finished) -> None:
-    version, encoded = lease.version, finished.encoded
+@dataclass(frozen=True)
+class _Vectors:
+    """As COPY takes them, a key and a hash for each."""
+
+    keys: Sequence[str]
+    hashes: Sequence[bytes]
+    encoded: Encoded
+    storage: str
+    run_id: int
+
+    @classmethod
+    def of(cls, lease: Lease, finished: Finished, run_id: int) -> _Vectors:
+        keys = [finished.keys[i] for i in finished.encoded.inputs]
+        hashes = [lease.hashes[key] for key in keys]
+        return cls(keys, hashes, finished.encoded, lease.version.storage, run_id)
+
+
+def _stage_records(store: Connection, lease: Lease, finished: Finished) -> None:
+    encoded = finished.encoded
     store.execute(
         'CREATE TEMP TABLE staged_record (key text COLLATE "C", hash bytea, data text,'
         " unknown_words real) ON COMMIT DROP"
-    )
-    store.execute(
-        'CREATE TEMP TABLE staged_prediction (key text COLLATE "C", unit int,'
-        " prediction text, score float8, probabilities real[]) ON COMMIT DROP"
-    )
-    store.execute(
-        sql.SQL(
-            "CREATE TEMP TABLE staged_vector (LIKE {} INCLUDING STORAGE) ON COMMIT DROP"
-        ).format(version.table)
-    )
-    # Filled by COPY without these, which the fenced upsert adds.
-    store.execute(
-        "ALTER TABLE staged_vector ALTER run_id DROP NOT NULL,"
-        " ALTER embedded_at DROP NOT NULL"
     )
     hashes = [lease.hashes[key] for key in finished.keys]
     unknown = [None] * len(hashes)
@@ -118,41 +137,66 @@ def _stage(store: Connection, lease: Lease, finished: Finished) -> None:
     with store.cursor().copy("COPY staged_record FROM STDIN") as rows:
         for record in zip(finished.keys, hashes, finished.data, unknown, strict=True):
             rows.write_row(record)
-    keys = [finished.keys[i] for i in encoded.inputs]
-    _copy_vectors(store, lease, keys, [hashes[i] for i in encoded.inputs], encoded)
-    _copy_predictions(store, keys, encoded)
 
 
-def _copy_vectors(
-    store: Connection,
-    lease: Lease,
-    keys: Sequence[str],
-    hashes: Sequence[bytes],
-    encoded: Encoded,
-) -> None:
-    if not keys:  # a sentence without a single word to keep
-        return
+def _have_vectors(store: Connection, lease: Lease) -> bool:
+    """Any of the staged records. Each is looked up by its key: a join, of tables whose
+    statistics are behind, may read all of the vectors."""
+    row = store.execute(
+        sql.SQL(
+            "SELECT EXISTS (SELECT FROM staged_record s WHERE EXISTS"
+            " (SELECT FROM {} v WHERE v.key = s.key OFFSET 0))"
+        ).format(lease.version.table)
+    ).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def _stage_vectors(store: Connection, lease: Lease, vectors: _Vectors) -> None:
+    store.execute(
+        sql.SQL(
+            "CREATE TEMP TABLE staged_vector (LIKE {} INCLUDING STORAGE"
+            " INCLUDING DEFAULTS) ON COMMIT DROP"
+        ).format(lease.version.table)
+    )
+    _copy(store, sql.Identifier("staged_vector"), vectors)
+
+
+def _copy(store: Connection, table: sql.Identifier, vectors: _Vectors) -> int:
+    if not vectors.keys:  # a sentence without a single word to keep
+        return 0
+    encoded = vectors.encoded
     columns = [*copy.COLUMNS]
     columns += [copy.SPAN] if encoded.spans is not None else []
     columns += [copy.BOX] if encoded.boxes is not None else []
-    statement = sql.SQL("COPY staged_vector ({}) FROM STDIN (FORMAT binary)").format(
-        sql.SQL(", ").join(map(sql.Identifier, columns))
+    columns += [copy.RUN]
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        table, sql.SQL(", ").join(map(sql.Identifier, columns))
     )
     blocks = copy.encode(
-        keys,
+        vectors.keys,
         encoded.units,
-        hashes,
+        vectors.hashes,
         encoded.vectors,
-        lease.version.storage,
+        vectors.storage,
         encoded.spans,
         encoded.boxes,
+        vectors.run_id,
     )
-    with store.cursor().copy(statement) as out:
-        for block in blocks:
-            out.write(block)
+    with store.cursor() as cursor:
+        with cursor.copy(statement) as out:
+            for block in blocks:
+                out.write(block)
+        return cursor.rowcount
 
 
-def _copy_predictions(store: Connection, keys: Sequence[str], encoded: Encoded) -> None:
+def _stage_predictions(
+    store: Connection, keys: Sequence[str], encoded: Encoded
+) -> None:
+    store.execute(
+        'CREATE TEMP TABLE staged_prediction (key text COLLATE "C", unit int,'
+        " prediction text, score float8, probabilities real[]) ON COMMIT DROP"
+    )
     if not encoded.predictions:
         return
     with store.cursor().copy(
@@ -177,7 +221,7 @@ def _fence(store: Connection, lease: Lease) -> int:
     ).rowcount
 
 
-def _write_vectors(store: Connection, lease: Lease, run_id: int) -> int:
+def _upsert(store: Connection, lease: Lease) -> int:
     table = lease.version.table
     # A record that had five units and now has three keeps three.
     store.execute(
@@ -189,7 +233,7 @@ def _write_vectors(store: Connection, lease: Lease, run_id: int) -> int:
     return store.execute(
         sql.SQL(
             "INSERT INTO {} AS v (key, unit, span, box, embedding, input_hash, run_id)"
-            " SELECT s.key, s.unit, s.span, s.box, s.embedding, s.input_hash, %s"
+            " SELECT s.key, s.unit, s.span, s.box, s.embedding, s.input_hash, s.run_id"
             " FROM staged_vector s JOIN accepted a USING (key)"
             " ORDER BY s.key, s.unit"
             " ON CONFLICT (key, unit) DO UPDATE SET embedding = EXCLUDED.embedding,"
@@ -198,8 +242,7 @@ def _write_vectors(store: Connection, lease: Lease, run_id: int) -> int:
             "  embedded_at = now()"
             " WHERE v.input_hash IS DISTINCT FROM EXCLUDED.input_hash"
             "  OR v.key IN (SELECT key FROM accepted WHERE anew)"
-        ).format(table),
-        [run_id],
+        ).format(table)
     ).rowcount
 
 

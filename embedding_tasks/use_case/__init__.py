@@ -12,6 +12,7 @@ from embedding_tasks.use_case.feature import (
 )
 from embedding_tasks.use_case.model import (
     ONE_FEATURE,
+    Index,
     LabelTable,
     PredictionColumn,
     Retry,
@@ -35,6 +36,7 @@ __all__ = [
     "DeleteGuard",
     "Everything",
     "Feature",
+    "Index",
     "Keys",
     "LabelTable",
     "LayerMix",

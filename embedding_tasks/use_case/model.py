@@ -65,6 +65,26 @@ Label = Annotated[
 ]
 
 
+class Index(Part):
+    """An HNSW index is built once there are `min_rows` vectors and the backlog is
+    drained, or has lasted `max_wait_hours`. Below, a scan is exact and fast."""
+
+    type: Literal["hnsw", "none"] = "hnsw"
+    min_rows: int = Field(20_000, ge=1)
+    m: int = Field(16, ge=2, le=100)
+    ef_construction: int = Field(64, ge=4, le=1000)
+    max_wait_hours: float = Field(24, ge=0)
+
+    @model_validator(mode="after")
+    def _is_wide_enough(self) -> Index:
+        if self.ef_construction < 2 * self.m:
+            raise ValueError(
+                f"ef_construction must be at least 2 * m, {2 * self.m}, not "
+                f"{self.ef_construction}"
+            )
+        return self
+
+
 class Storage(Part):
     """`data` is what is kept beside the vector: all of the input, its first N
     characters, or nothing."""
@@ -77,6 +97,7 @@ class Storage(Part):
         Discriminator(lambda v: "~count" if isinstance(v, int) else "~word"),
         or_else("'all', 'none', or a number of characters"),
     ] = "all"
+    index: Index = Index()
 
 
 class Batch(Part):

@@ -1,0 +1,120 @@
+"""The DAG `maintain`: plan -> maintain, mapped over the use cases that need it.
+
+Wiring only: what the tasks do is in `embedding_tasks.maintenance`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import (
+    DAG,
+    Connection,
+    CronDataIntervalTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    get_current_context,
+    task,
+)
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from embedding_tasks import use_case
+from embedding_tasks.errors import ConfigError, TerminalError
+
+# A cron expression; empty: only when it is triggered.
+SCHEDULE = os.environ.get("EMBEDLINE_MAINTAIN_SCHEDULE", "0 3 * * *")
+
+DOC = """Keeps the vector tables fit, for every file in `use_cases/`:
+
+- builds the HNSW index that is due, beside the readers, and measures its recall;
+- rebuilds one of which much is dead or that has swollen, and vacuums its table;
+- drops what a broken build left, and versions retired longer than `keep_retired_days`.
+
+`plan` says in its log what is to be done and why, and what not and why not; with
+`dry_run` nothing is done. The same as `embedline maintain`.
+"""
+
+with DAG(
+    "maintain",
+    description="Indexes of the vector tables: built, measured, kept fit",
+    doc_md=DOC,
+    schedule=CronDataIntervalTimetable(SCHEDULE, timezone="UTC") if SCHEDULE else None,
+    start_date=datetime(2020, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    params={
+        "dry_run": Param(
+            False, type="boolean", title="Say what would be done, and do nothing"
+        )
+    },
+    default_args={
+        "retries": 3,
+        "retry_delay": timedelta(minutes=1),
+        "retry_policy": ExceptionRetryPolicy(
+            rules=[
+                RetryRule(
+                    exception=TerminalError,
+                    action=RetryAction.FAIL,
+                    reason="trying again would give the same",
+                )
+            ]
+        ),
+    },
+    tags=["embedline"],
+):
+
+    @task
+    def plan() -> list[str]:
+        """The use cases of which something is to be done"""
+        import logging
+
+        from embedding_tasks import maintenance
+        from embedding_tasks.store.connection import open_store
+
+        with open_store(_connection) as store:
+            steps = maintenance.plan(store, _cases())
+        for step in steps:
+            logging.getLogger(__name__).info("%s", maintenance.told(step))
+        due = sorted({step.use_case for step in steps if step.work != "none"})
+        return [] if get_current_context()["params"]["dry_run"] else due
+
+    @task(
+        max_active_tis_per_dag=1,
+        execution_timeout=timedelta(hours=24),
+        map_index_template="{{ task.op_kwargs['name'] }}",
+    )
+    def maintain(name: str) -> dict[str, int]:
+        """Build, rebuild, measure, vacuum, drop: what the plan says"""
+        from embedding_tasks import maintenance
+        from embedding_tasks.store.connection import open_store
+
+        done = maintenance.maintain(
+            lambda: open_store(_connection, direct=True), [use_case.find(name)]
+        )
+        return dict(Counter(step.work for step in done))
+
+    maintain.expand(name=plan())
+
+
+def _cases() -> list[use_case.UseCase]:
+    """Of a file that is not valid its own DAG says so, and the others are kept."""
+    valid = []
+    for path in use_case.files():
+        try:
+            valid.append(use_case.load(path))
+        except ConfigError:
+            continue
+    return valid
+
+
+def _connection(connection_id: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = Connection.get(connection_id).to_dict(validate=False)
+    except AirflowNotFoundException:
+        raise KeyError(connection_id) from None
+    return found

@@ -1,0 +1,573 @@
+"""Indexes of the vector tables: planned, built, measured, replaced, taken out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from embedding_tasks import maintenance, promotion, run
+from embedding_tasks.connections import Connection, connect
+from embedding_tasks.errors import ConfigError
+from embedding_tasks.index_policy import Step
+from embedding_tasks.store import index, migrate, recall, versions
+from embedding_tasks.store.connection import open_store
+from embedding_tasks.store.index import Memory, Progress
+from embedding_tasks.store.versions import ModelVersion
+from tests.fix_project import Project
+
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def indexed(project: Project, write_messages: Write) -> Project:
+    """Sixty records, of which an index is due."""
+    project.use_case(storage={"index": {"min_rows": 50}})
+    write_messages(range(60))
+    project.run()
+    return project
+
+
+def fill(store: Connection, rows: int, seed: int = 0) -> None:
+    """Vectors that no ledger knows, beside those of the first version."""
+    version = live(store)[0]
+    vectors = np.random.default_rng(seed).normal(size=(rows, version.dims))
+    statement = sql.SQL(
+        "COPY {} (key, unit, input_hash, embedding, run_id) FROM STDIN"
+    ).format(version.table)
+    with store.cursor().copy(statement) as out:
+        for number, vector in enumerate(vectors):
+            told = f"[{','.join(f'{x:.4f}' for x in vector)}]"
+            out.write_row((f"more {seed} {number}", 0, b"\0", told, 1))
+
+
+def live(store: Connection) -> list[ModelVersion]:
+    return versions.live_by_name(store, "messages")
+
+
+def maintain(project: Project, **options: Any) -> list[str]:
+    case = project.use_case(**options)
+    return [step.work for step in maintenance.maintain(open_store, [case])]
+
+
+def planned(project: Project, store: Connection) -> list[tuple[str, str]]:
+    steps = maintenance.plan(store, [project.use_case()])
+    return [(step.work, step.why) for step in steps]
+
+
+def indexes(store: Connection, place: int = 0) -> dict[str, bool]:
+    """Name and whether it is valid."""
+    found = index.existing(store, live(store)[place])
+    return {i.name: i.is_valid for i in found}
+
+
+def records(store: Connection) -> list[tuple[Any, ...]]:
+    return store.execute(
+        "SELECT work, rows, recall FROM embedline.vector_index ORDER BY id"
+    ).fetchall()
+
+
+def test_an_index_that_is_due_is_built_measured_and_used(
+    indexed: Project, store: Connection
+) -> None:
+    assert planned(indexed, store) == [
+        ("build", "60 vectors, at least 50, and no index")
+    ]
+    assert indexes(store) == {}
+    assert maintain(indexed) == ["build"]
+    name = f"hnsw_{live(store)[0].id}_cosine_m16_ef64"
+    assert indexes(store) == {name: True}
+    row = store.execute(
+        "SELECT search, index, recall, k, ef_search, rows_measured, bytes > 0,"
+        " build_seconds > 0, parameters FROM embedline.index_status"
+    ).fetchone()
+    options = "m=16, ef_construction=64"
+    assert row == ("approximate", name, 1.0, 10, 40, 60, True, True, options)
+    assert maintain(indexed) == []
+    assert planned(indexed, store)[0][0] == "none"
+    plan = explained(store)
+    assert name in plan
+
+
+def explained(store: Connection) -> str:
+    with store.transaction():
+        store.execute("SET LOCAL enable_seqscan = off")
+        store.execute("SET LOCAL enable_sort = off")
+        rows = store.execute(
+            sql.SQL(
+                "EXPLAIN SELECT key FROM {0} ORDER BY embedding <=>"
+                " (SELECT embedding FROM {0} LIMIT 1) LIMIT 5"
+            ).format(live(store)[0].table)
+        )
+        return "\n".join(line for (line,) in rows)
+
+
+def test_few_vectors_are_searched_exactly(
+    project: Project, store: Connection, write_messages: Write
+) -> None:
+    write_messages(range(60))
+    project.run()
+    assert maintain(project) == []
+    ((work, why),) = planned(project, store)
+    assert (work, why[:45]) == ("none", "60 vectors are searched exactly; an index fro")
+    row = store.execute("SELECT search, index FROM embedline.index_status").fetchone()
+    assert row == ("exact", None)
+
+
+def test_an_index_waits_for_the_load_but_not_for_ever(
+    indexed: Project, store: Connection, write_messages: Write
+) -> None:
+    write_messages(range(60, 100))
+    run.sync_stage(indexed.request())
+    ((work, why),) = planned(indexed, store)
+    assert (work, why[:24]) == ("none", "40 records wait to be em")
+    assert maintain(indexed) == []
+    store.execute("UPDATE embedline.ledger SET queued_at = now() - interval '25 h'")
+    assert planned(indexed, store)[0][0] == "build"
+    assert maintain(indexed) == ["build"]
+
+
+def test_a_trickle_does_not_hold_an_index_up(
+    indexed: Project, store: Connection, write_messages: Write
+) -> None:
+    write_messages(range(60, 62))
+    run.sync_stage(indexed.request())
+    assert maintain(indexed) == ["build"]
+
+
+def test_an_index_that_serves_stays_through_a_load_and_when_rows_go(
+    indexed: Project, store: Connection, write_messages: Write
+) -> None:
+    maintain(indexed)
+    before = store.execute(
+        "SELECT oid FROM pg_class WHERE relname LIKE 'hnsw%'"
+    ).fetchall()
+    write_messages(range(60, 300))
+    run.sync_stage(indexed.request())
+    assert maintain(indexed) == []
+    indexed.run()
+    assert maintain(indexed, storage={"index": {"min_rows": 10_000}}) == []
+    after = store.execute(
+        "SELECT oid FROM pg_class WHERE relname LIKE 'hnsw%'"
+    ).fetchall()
+    assert before == after
+
+
+def interrupting(step: Step, progress: Progress) -> None:
+    raise KeyboardInterrupt
+
+
+def slow_to_build(project: Project, store: Connection, rows: int = 20_000) -> None:
+    fill(store, rows)
+    project.use_case(storage={"index": {"ef_construction": 400, "m": 40}})
+
+
+def test_a_build_that_is_interrupted_leaves_nothing(
+    indexed: Project, store: Connection
+) -> None:
+    slow_to_build(indexed, store)
+    with pytest.raises(KeyboardInterrupt):
+        maintenance.maintain(open_store, [indexed.use_case()], interrupting)
+    assert indexes(store) == {}
+    assert records(store) == []
+    busy = "SELECT count(*) FROM pg_stat_progress_create_index"
+    assert store.execute(busy).fetchone() == (0,)
+
+
+def test_what_a_killed_build_has_left_is_taken_out_and_built_again(
+    indexed: Project, store: Connection
+) -> None:
+    slow_to_build(indexed, store, rows=5000)
+
+    def kill(step: Step, progress: Progress) -> None:
+        store.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index"
+        )
+
+    with pytest.raises(Exception, match="lost the store database"):
+        maintenance.maintain(open_store, [indexed.use_case()], kill)
+    assert list(indexes(store).values()) == [False]
+    assert [work for work, _ in planned(indexed, store)] == ["drop", "build"]
+    assert maintain(indexed) == ["drop", "build"]
+    assert list(indexes(store).values()) == [True]
+
+
+def test_two_builders_build_once(indexed: Project, store: Connection) -> None:
+    slow_to_build(indexed, store, rows=3000)
+    waits = []
+
+    def tell(step: Step, progress: Progress) -> None:
+        waits.append(progress.phase)
+
+    with ThreadPoolExecutor(2) as pool:
+        case = indexed.use_case()
+        work = partial(maintenance.maintain, open_store, [case], tell)
+        done = [f.result() for f in [pool.submit(work), pool.submit(work)]]
+    assert sorted(len(steps) for steps in done) == [0, 1]
+    assert "waiting for another builder" in waits
+    assert len(records(store)) == 1
+
+
+def test_other_parameters_are_built_beside_the_index_that_serves(
+    indexed: Project, store: Connection
+) -> None:
+    maintain(indexed)
+    slow_to_build(indexed, store, rows=3000)
+    valid = []
+
+    def tell(step: Step, progress: Progress) -> None:
+        valid.append(sum(indexes(store).values()))
+
+    case = indexed.use_case()
+    done = maintenance.maintain(open_store, [case], tell)
+    assert [step.work for step in done] == ["build", "drop"]
+    assert min(valid) >= 1
+    (name,) = indexes(store)
+    assert name.endswith("cosine_m40_ef400")
+    assert maintain(indexed) == []
+
+
+def test_another_distance_gets_another_index(
+    indexed: Project, store: Connection
+) -> None:
+    maintain(indexed)
+    indexed.use_case(storage={"distance": "l2"})
+    indexed.run()
+    assert maintain(indexed) == ["build", "drop"]
+    (found,) = index.existing(store, live(store)[0])
+    assert found.operator_class == "vector_l2_ops"
+
+
+@pytest.mark.parametrize("kind", ["vector", "halfvec"])
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+def test_every_type_and_distance_has_an_index_that_finds(
+    indexed: Project, store: Connection, kind: str, distance: str
+) -> None:
+    indexed.use_case(storage={"type": kind, "distance": distance})
+    indexed.run()
+    assert maintain(indexed) in (["build"], [])
+    assert records(store)[-1] == ("build", 60, 1.0)
+    assert list(indexes(store).values()) == [True]
+
+
+def test_an_index_made_by_hand_is_kept_and_measured(
+    indexed: Project, store: Connection
+) -> None:
+    store.execute(
+        sql.SQL(
+            "CREATE INDEX mine ON {} USING ivfflat (embedding vector_cosine_ops)"
+            " WITH (lists = 1)"
+        ).format(live(store)[0].table)
+    )
+    assert maintain(indexed) == ["measure"]
+    assert indexes(store) == {"mine": True}
+    assert records(store) == [("measure", 60, 1.0)]
+    assert maintain(indexed) == []
+
+
+def test_none_means_none(indexed: Project, store: Connection) -> None:
+    maintain(indexed)
+    assert maintain(indexed, storage={"index": {"type": "none"}}) == ["drop"]
+    assert indexes(store) == {}
+    assert planned(indexed, store) == [("none", "storage.index.type is none")]
+
+
+def test_dead_rows_have_the_index_made_anew_and_go(
+    indexed: Project, store: Connection
+) -> None:
+    fill(store, 8000)
+    store.execute("ALTER SYSTEM SET autovacuum = off")
+    store.execute("SELECT pg_reload_conf()")
+    try:
+        maintain(indexed)
+        version = live(store)[0]
+        store.execute(
+            sql.SQL("UPDATE {} SET embedded_at = now() WHERE key < 'more 0 3'").format(
+                version.table
+            )
+        )
+        store.execute("SELECT pg_stat_force_next_flush()")
+        (work, why), *_ = planned(indexed, store)
+        assert work == "reindex"
+        assert "rows are dead; then a vacuum" in why
+        assert maintain(indexed) == ["reindex"]
+    finally:
+        store.execute("ALTER SYSTEM RESET autovacuum")
+        store.execute("SELECT pg_reload_conf()")
+    assert maintenance.look(store, version).dead == 0
+    assert [row[0] for row in records(store)] == ["build", "reindex"]
+    assert maintain(indexed) == []
+
+
+def test_no_timeout_of_the_role_ends_a_build(
+    indexed: Project, store: Connection
+) -> None:
+    slow_to_build(indexed, store, rows=6000)
+    store.execute(
+        sql.SQL("ALTER DATABASE {} SET statement_timeout = '300ms'").format(
+            sql.Identifier(store.info.dbname)
+        )
+    )
+    with pytest.raises(psycopg.errors.QueryCanceled), open_store() as fresh:
+        fresh.execute("SELECT pg_sleep(1)")
+    assert maintain(indexed) == ["build"]
+
+
+def test_a_build_that_gets_no_shared_memory_goes_on_alone(
+    indexed: Project,
+    store: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fill(store, 20_000)
+    version = live(store)[0]
+    store.execute(
+        sql.SQL("ALTER TABLE {} SET (parallel_workers = 2)").format(version.table)
+    )
+    too_much = Memory(2**40, 2**40)
+    monkeypatch.setattr(index, "memory", lambda store, rows, version: too_much)
+    with caplog.at_level(logging.WARNING, "embedding_tasks"):
+        assert maintain(indexed) == ["build"]
+    assert "built by one process alone" in caplog.text
+    assert list(indexes(store).values()) == [True]
+
+
+def test_a_build_has_the_memory_it_needs_up_to_what_is_allowed(
+    indexed: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = live(store)[0]
+    needed = int(1.3 * 10**6 * (version.dims * 4 + 600))
+    assert index.memory(store, 10**6, version).needed == needed
+    monkeypatch.setenv("EMBEDLINE_INDEX_MEMORY", "100MB")
+    assert index.memory(store, 10**6, version) == Memory(needed, 100 * 2**20)
+    assert index.memory(store, 10, version).given == 64 * 2**20
+    monkeypatch.setenv("EMBEDLINE_INDEX_MEMORY", "much")
+    with pytest.raises(ConfigError, match="'much' is no size; valid: e"):
+        index.memory(store, 10**6, version)
+
+
+def test_recall_is_that_of_a_search_by_hand(
+    project: Project, store: Connection, write_messages: Write
+) -> None:
+    """A poor index, of which recall must be measurably lost, and the same by numpy."""
+    write_messages(range(1))
+    project.run()
+    fill(store, 6000)
+    poor = {"min_rows": 1, "m": 2, "ef_construction": 4}
+    maintain(project, storage={"index": poor})
+    version = live(store)[0]
+    measured = records(store)[-1][2]
+    assert measured < 0.95
+    rows = store.execute(
+        sql.SQL("SELECT key, embedding::real[] FROM {}").format(version.table)
+    ).fetchall()
+    names = [key for key, _ in rows]
+    vectors = np.array([vector for _, vector in rows])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    shares = []
+    store.execute("SET enable_seqscan = off")
+    for place in range(0, 6000, 20):
+        true = np.argsort(-(vectors @ vectors[place]))[1:11]
+        found = store.execute(
+            sql.SQL(
+                "SELECT key FROM {0} ORDER BY embedding <=> (SELECT embedding FROM {0}"
+                " WHERE key = %s) LIMIT 11"
+            ).format(version.table),
+            [names[place]],
+        ).fetchall()
+        shares.append(len({names[i] for i in true} & {k for (k,) in found}) / 10)
+    assert measured == pytest.approx(np.mean(shares), abs=0.05)
+
+
+def test_that_a_vector_finds_itself_is_no_recall(
+    project: Project,
+    store: Connection,
+    write_messages: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_messages(range(1))
+    project.run()
+    fill(store, 6000)
+    monkeypatch.setattr(recall, "K", 1)
+    poor = {"min_rows": 1, "m": 2, "ef_construction": 4}
+    maintain(project, storage={"index": poor})
+    assert records(store)[-1][2] < 0.95
+
+
+def test_of_equally_near_neighbours_either_is_right(
+    indexed: Project, store: Connection
+) -> None:
+    version = live(store)[0]
+    store.execute(
+        sql.SQL(
+            "UPDATE {0} SET embedding = (SELECT embedding FROM {0} LIMIT 1)"
+        ).format(version.table)
+    )
+    maintain(indexed)
+    assert recall.measure(store, version, 60) == recall.Recall(1.0, 10, 40, 60)
+
+
+def test_a_version_gets_its_index_before_it_serves(
+    indexed: Project, store: Connection
+) -> None:
+    maintain(indexed)
+    searched = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        with connect(store.info.dsn, role="store") as own:
+            while not stop.is_set():
+                searched.append(
+                    own.execute(
+                        "SELECT search FROM embedline.index_status"
+                        " WHERE state = 'active'"
+                    ).fetchone()
+                )
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        indexed.use_case(pooling="mean")
+        indexed.run()
+    finally:
+        stop.set()
+        thread.join()
+    assert [(v.version, v.state) for v in live(store)] == [(2, "active")]
+    assert set(searched) == {("approximate",)}
+    assert list(indexes(store).values()) == [True]
+
+
+def test_a_version_that_is_promoted_by_hand_has_its_index_by_then(
+    indexed: Project, store: Connection
+) -> None:
+    indexed.use_case(pooling="mean", auto_promote=False)
+    indexed.run()
+    built = indexes(store, place=1)
+    assert list(built.values()) == [True]
+    assert indexes(store) == {}  # the serving one's is for `maintain`
+    store.execute(sql.SQL("DROP INDEX embedline.{}").format(sql.Identifier(*built)))
+    promotion.promote(indexed.request())
+    assert [v.version for v in live(store)] == [2]
+    assert indexes(store) == built
+
+
+def test_a_small_version_takes_over_without_an_index(
+    project: Project, store: Connection, write_messages: Write
+) -> None:
+    write_messages(range(60))
+    project.run()
+    project.use_case(pooling="mean")
+    project.run()
+    assert [v.version for v in live(store)] == [2]
+    assert indexes(store) == {}
+
+
+def test_retired_versions_are_dropped_when_it_is_time(
+    indexed: Project, store: Connection
+) -> None:
+    indexed.use_case(pooling="mean")
+    indexed.run()
+    maintain(indexed)
+    store.execute("UPDATE embedline.model_version SET retired_at = '2026-01-01'")
+    why = "the whole version: retired, and kept for 30 days"
+    assert planned(indexed, store)[-1] == ("drop", why)
+    assert maintain(indexed) == ["drop"]
+    assert maintain(indexed) == []
+
+
+@pytest.mark.parametrize(
+    ("dims", "storage", "advice"),
+    [
+        (2000, "vector", None),
+        (2001, "vector", "storage.type: halfvec"),
+        (4000, "halfvec", None),
+        (4096, "vector", "binary_quantize"),
+        (4096, "halfvec", "binary_quantize"),
+        (70_000, "halfvec", "choose another"),
+    ],
+)
+def test_too_many_dimensions_come_with_advice(
+    store: Connection, dims: int, storage: str, advice: str | None
+) -> None:
+    told = index.obstacle(dims, storage)
+    assert (told is None) == (advice is None)
+    assert (advice or "") in (told or "")
+    store.execute(f"CREATE TEMP TABLE t (e {storage}({min(dims, 16_000)}))")
+    statement = f"CREATE INDEX ON t USING hnsw (e {storage}_l2_ops)"
+    if advice is None:
+        store.execute(statement)
+    else:
+        with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+            store.execute(statement)
+
+
+def test_the_command_plans_maintains_and_shows(
+    indexed: Project, store: Connection, embedline: Callable[..., str]
+) -> None:
+    (indexed.folder / "use_cases" / "broken.yaml").write_text("name: [")
+    printed = embedline("maintain", "--dry-run")
+    assert "build" in printed
+    assert "60 vectors, at least 50, and no index" in printed
+    assert "broken.yaml" in printed
+    assert indexes(store) == {}
+    assert '"work": "build"' in embedline("maintain", "messages", "--json")
+    assert "nothing to do" in embedline("maintain", "messages")
+    assert "recall@10 1.000 at ef_search 40" in embedline("status", "messages")
+
+
+def test_a_build_that_nobody_watches_says_how_far_it_is(
+    indexed: Project, store: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow_to_build(indexed, store, rows=3000)
+    with caplog.at_level(logging.INFO, "embedding_tasks"):
+        assert maintain(indexed) == ["build"]
+    told = [
+        line for line in caplog.messages if "phase='building index: loading" in line
+    ]
+    assert len(told) == 1
+
+
+def test_a_version_that_goes_meanwhile_keeps_no_other_from_its_index(
+    indexed: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is retired, and its table dropped, after it was found to be live."""
+    found = versions.live_by_name
+
+    def overtaken(own: Connection, name: str) -> list[ModelVersion]:
+        listed = found(own, name)
+        if len(listed) > 1:
+            versions.retire(store, listed[1])
+            store.execute(sql.SQL("DROP TABLE {}").format(listed[1].table))
+        return listed
+
+    indexed.use_case(pooling="mean")
+    run.sync_stage(indexed.request())
+    monkeypatch.setattr(versions, "live_by_name", overtaken)
+    assert maintain(indexed) == ["build"]
+
+
+def test_pgvector_may_live_in_a_schema_of_its_own(
+    project: Project,
+    make_database: Callable[..., str],
+    write_messages: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dsn = make_database()
+    with connect(dsn, role="store") as store:
+        store.execute("CREATE SCHEMA ext")
+        store.execute("CREATE EXTENSION vector SCHEMA ext")
+        migrate.apply(store)
+        monkeypatch.setenv("EMBEDLINE_STORE_DSN", dsn)
+        project.use_case(storage={"index": {"min_rows": 50}})
+        write_messages(range(60))
+        project.run()
+        assert maintain(project) == ["build"]
+        assert records(store) == [("build", 60, 1.0)]
