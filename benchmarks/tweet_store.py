@@ -108,9 +108,7 @@ def _fill_source(tweets: pd.DataFrame) -> None:
             for number, (text, sentiment, tagged) in enumerate(rows):
                 environment = "training" if number % 2 else "production"
                 at = start + pd.Timedelta(minutes=number)
-                copy.write_row(
-                    (number, text, str(sentiment), at, environment, *tagged)
-                )
+                copy.write_row((number, text, str(sentiment), at, environment, *tagged))
 
 
 def _embedded(cache: Path, version: ModelVersion) -> Vectors:
@@ -164,4 +162,3 @@ def _predictions(vectors: Vectors, sentiments: pd.Series) -> list[Prediction]:
         Prediction(str(classes[p.argmax()]), float(p.max()), p.tolist())
         for p in probabilities
     ]
-

@@ -208,15 +208,18 @@ def test_a_view_whose_type_changes_keeps_its_grants(
         store.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(name))
 
 
-def test_a_zero_vector_of_a_neighbour_never_breaks_a_search(
+def test_a_zero_vector_has_no_direction_and_is_told_so(
     filled: Project, store: Connection
 ) -> None:
     zero: list[Any] = [0.0] * 32
-    found = store.execute(
-        "SELECT count(*) FROM embeddings.nearest('messages', %s::real[]::vector, 5)",
-        [zero],
-    ).fetchone()
-    assert found == (5,)
+    question = (
+        "SELECT count(*) FROM embeddings.nearest('messages', %s::real[]::vector, 5)"
+    )
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="all zeros"):
+        store.execute(question, [zero])
+    filled.use_case(storage={"distance": "l2"})
+    filled.run()
+    assert store.execute(question, [zero]).fetchone() == (5,)
 
 
 def test_a_reader_with_the_documented_rights_can_ask_everything(
