@@ -56,9 +56,9 @@ AS $$
 #variable_conflict use_column
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
+    pool    bigint;
     near    embedline.found;
     matched record;
-    fused   embedline.found;
 BEGIN
     IF query IS NULL OR query_text IS NULL OR k IS NULL OR language IS NULL THEN
         RETURN;
@@ -67,10 +67,10 @@ BEGIN
     rrf_k := embedline.require_between('rrf_k', coalesce(rrf_k, 60), 0, NULL);
     text_weight := embedline.require_between('text_weight', coalesce(text_weight, 1), 0, 1e9);
     vector_weight := embedline.require_between('vector_weight', coalesce(vector_weight, 1), 0, 1e9);
-    candidates := greatest(k, embedline.require_between(
-        'candidates', coalesce(candidates, greatest(40, 2 * k::bigint)), 1, 2147483647));
-    near := embedline.search(version, query, candidates, filter, ef_search);
-    matched := embedline.matching(version, query_text, language, candidates, filter);
+    candidates := embedline.require_between('candidates', candidates, 1, NULL);
+    pool := greatest(k, coalesce(candidates, greatest(40, 2 * k::bigint)));
+    near := embedline.search(version, query, pool, filter, ef_search);
+    matched := embedline.matching(version, query_text, language, pool, filter);
     RETURN QUERY
         WITH by_vector AS (
             SELECT n.key, n.unit, row_number() OVER (ORDER BY n.distance, n.key, n.unit) AS rank
