@@ -6,6 +6,7 @@ from embedding_tasks.cli import (
     forget,
     outbox,
     running,
+    searching,
     setting_up,
     versioning,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "main",
     "outbox",
     "running",
+    "searching",
     "setting_up",
     "versioning",
 ]
