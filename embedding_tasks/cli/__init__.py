@@ -7,6 +7,7 @@ from embedding_tasks.cli import (
     maintaining,
     outbox,
     running,
+    searching,
     setting_up,
     versioning,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "maintaining",
     "outbox",
     "running",
+    "searching",
     "setting_up",
     "versioning",
 ]

@@ -32,30 +32,38 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
-    began   timestamptz := clock_timestamp();
+    choice  embedline.choice;
+    scans   bigint;
     found   embedline.found;
+    began   timestamptz;
 BEGIN
+    ef_search := coalesce(ef_search, least(1000, greatest(40, 2 * k::bigint)));
+    choice := embedline.choose(version, k, embedline.selection(version, filter), ef_search);
+    scans := pg_stat_get_xact_numscans(choice.index);
+    began := clock_timestamp();
     found := embedline.search(version, query, k, filter, ef_search);
+    scans := pg_stat_get_xact_numscans(choice.index) - scans;
     RETURN jsonb_build_object(
-        'plan', found.plan,
-        'why', CASE
-            WHEN found.index IS NULL THEN 'there is no valid HNSW index of this distance'
-            WHEN found.plan = 'exact' THEN 'so few vectors match that comparing them all costs less'
-            WHEN found.plan = 'hnsw' THEN 'more match than are worth comparing one by one'
-            ELSE 'the index had looked at max_scan_tuples vectors before k had passed' END,
-        'vectors', found.vectors, 'matches', found.matches, 'exact_up_to', found.bound,
-        'matches_counted', found.matches <= found.bound,
-        'index', found.index, 'ef_search', found.ef_search, 'max_scan_tuples', found.max_scan_tuples,
-        'rows', coalesce(cardinality(found.keys), 0), 'model_version', version.version,
+        'plan', CASE WHEN coalesce(scans, 0) = 0 THEN 'exact'
+                     WHEN found.exhausted THEN 'hnsw, then exact' ELSE 'hnsw' END,
+        'vectors', choice.vectors,
+        'matches', CASE WHEN choice.exact THEN choice.matches::text ELSE 'more than ' || choice.exact_up_to END,
+        'exact_up_to', choice.exact_up_to,
+        'index', choice.index,
+        'ef_search', CASE WHEN scans > 0 THEN ef_search END,
+        'max_scan_tuples', CASE WHEN scans > 0 THEN choice.max_scan_tuples END,
+        'rows', coalesce(cardinality(found.keys), 0),
+        'model_version', version.version,
         'milliseconds', round(extract(epoch FROM clock_timestamp() - began)::numeric * 1000, 3));
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
 END
 $$;
 COMMENT ON FUNCTION embeddings.explain_nearest(text, vector, int, text, int, jsonb, int) IS
-    'Makes the search that embeddings.nearest would, and says how: `plan` (exact; hnsw; hnsw, then exact) and '
-    '`why`, about how many `vectors` there are, how many `matches` were counted (no further than one beyond '
-    '`exact_up_to`), `index`, `ef_search`, `max_scan_tuples`, how many `rows` came back, and `milliseconds`';
+    'Makes the search that embeddings.nearest would, and says how it went: `plan` (exact; hnsw; hnsw, then exact: the '
+    'index had looked at `max_scan_tuples` vectors before k had passed the filter), `vectors` there are, about, '
+    '`matches` of the filter, counted as far as `exact_up_to`, up to which comparing them one by one costs less, '
+    '`index` (null: no valid one of this distance), `ef_search`, `rows` that came back, and `milliseconds`';
 
 CREATE OR REPLACE FUNCTION embeddings.neighbors(
     use_case text, key text, k int DEFAULT 10, unit int DEFAULT NULL, feature text DEFAULT NULL,
@@ -73,7 +81,7 @@ BEGIN
     IF key IS NULL OR k IS NULL THEN
         RETURN;
     END IF;
-    PERFORM embedline.require_count('k', k);
+    k := embedline.require_between('k', k, 1, NULL);
     EXECUTE format('SELECT v.unit, v.embedding::vector %s AND v.unit = coalesce($1, v.unit)
                      ORDER BY v.unit LIMIT 1', embedline.selection(version, jsonb_build_object('key', key)))
        INTO found_unit, query USING unit;
@@ -105,7 +113,7 @@ BEGIN
     IF query IS NULL OR max_distance IS NULL THEN
         RETURN;
     END IF;
-    found := embedline.search(version, query, k, filter, ef_search, max_distance);
+    found := embedline.search(version, query, k, filter, ef_search);
     RETURN QUERY SELECT n.* FROM embedline.company(version, found) n WHERE n.distance <= max_distance;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);

@@ -7,8 +7,10 @@ RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE current_setting('role') WHEN 'none' THEN session_user::text ELSE current_setting('role') END;
 
+-- Returns the version, where who asks may read it. More that a reader may not see, some of
+-- the records, is left out by embedline.selection.
 CREATE OR REPLACE FUNCTION embedline.require_reader(version embedline.model_version)
-RETURNS void
+RETURNS embedline.model_version
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
@@ -23,6 +25,7 @@ BEGIN
                   HINT = format('as the store''s owner: GRANT SELECT ON embeddings.%I TO %I',
                                 name, embedline.reader());
     END IF;
+    RETURN version;
 END
 $$;
 
@@ -33,9 +36,8 @@ LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    version embedline.model_version := embedline.active_version(use_case, feature);
+    version embedline.model_version := embedline.require_reader(embedline.active_version(use_case, feature));
 BEGIN
-    PERFORM embedline.require_reader(version);
     IF model_version <> version.version THEN
         RAISE EXCEPTION 'the query is a vector of model version %, but version % serves % now',
             model_version, version.version, quote_literal(use_case)

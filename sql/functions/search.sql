@@ -11,7 +11,7 @@ RETURN CASE distance
     WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' WHEN 'inner_product' THEN '<#>' END;
 
 CREATE OR REPLACE FUNCTION embedline.require_query(version embedline.model_version, query vector)
-RETURNS void
+RETURNS vector
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
@@ -26,19 +26,22 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'references that are subtracted may cancel each other out';
     END IF;
+    RETURN (query);
 END
 $$;
 
-CREATE OR REPLACE FUNCTION embedline.require_count(name text, value bigint, most bigint DEFAULT NULL)
-RETURNS void
+CREATE OR REPLACE FUNCTION embedline.require_between(name text, value float8, lowest float8, highest float8)
+RETURNS float8
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-    IF value < 1 OR value > most THEN
+    IF value < lowest OR value > highest THEN
         RAISE EXCEPTION '% must be %, not %', name,
-            CASE WHEN most IS NULL THEN 'at least 1' ELSE format('1 to %s', most) END, value
+            CASE WHEN highest IS NULL THEN format('at least %s', lowest)
+                 ELSE format('%s to %s', lowest, highest) END, value
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    RETURN value;
 END
 $$;
 
@@ -82,38 +85,34 @@ BEGIN
 END
 $$;
 
--- The k nearest of a selection; null: of all. Exact: the selection is made first, by the
--- indexes its conditions have, and its vectors are compared one by one. Else the HNSW
--- index gives vectors, about the nearest first, until k have passed.
+-- The k nearest of a selection (null: of all), in no order. Exact: the selection is made
+-- first, by the indexes its conditions have, and its vectors are compared one by one. Else
+-- the planner may take the HNSW index, which gives vectors, about the nearest first,
+-- until k have passed.
 CREATE OR REPLACE FUNCTION embedline.scan(
-    version embedline.model_version, query vector, k bigint, max_distance float8, selection text, exact boolean,
-    INOUT found embedline.found)
+    version embedline.model_version, query vector, k bigint, selection text, exact boolean)
+RETURNS embedline.found
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    nearest text := format(
-        'SELECT v.key, v.unit, v.embedding %s $1::%s AS distance %s',
-        embedline.distance_operator(version.distance), version.storage,
-        coalesce(selection, embedline.everything(version)));
+    found embedline.found;
 BEGIN
     EXECUTE format(
-        'SELECT array_agg(key ORDER BY distance, key, unit), array_agg(unit ORDER BY distance, key, unit),
-                array_agg(distance ORDER BY distance, key, unit) FROM (%s) n WHERE distance <= $3 OR $3 IS NULL',
-        CASE WHEN exact
-             THEN format('SELECT * FROM (%s OFFSET 0) c ORDER BY distance, key, unit LIMIT $2', nearest)
-             ELSE nearest || ' ORDER BY distance LIMIT $2' END)
-       INTO found.keys, found.units, found.distances USING query, k, max_distance;
-    found.plan := CASE WHEN exact THEN 'exact' ELSE 'hnsw' END;
+        'SELECT array_agg(key), array_agg(unit), array_agg(distance)
+           FROM (%s SELECT v.key, v.unit, v.embedding %s $1::%s AS distance %s %s LIMIT $2) n',
+        CASE WHEN exact THEN 'SELECT * FROM (' END,
+        embedline.distance_operator(version.distance), version.storage,
+        coalesce(selection, embedline.everything(version)),
+        CASE WHEN exact THEN 'OFFSET 0) c ORDER BY distance, key, unit' ELSE 'ORDER BY distance' END)
+       INTO found.keys, found.units, found.distances USING query, k;
+    RETURN found;
 END
 $$;
 
--- A search that chooses its way. Comparing one by one costs about 2.4 us for each match,
--- the index about 30 us for each vector it has to look at, k * vectors / matches of them:
--- they are even where matches² = 12 * k * vectors (MiniLM, 38,000 and 50,000 vectors).
+-- A search that chooses its way; k null: all, however far.
 CREATE OR REPLACE FUNCTION embedline.search(
-    version embedline.model_version, query vector, k bigint, filter jsonb, ef_search int,
-    max_distance float8 DEFAULT NULL)
+    version embedline.model_version, query vector, k bigint, filter jsonb, ef_search int)
 RETURNS embedline.found
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -125,43 +124,69 @@ SET jit = off
 AS $$
 DECLARE
     selection text := embedline.selection(version, filter);
+    choice    embedline.choice;
     found     embedline.found;
 BEGIN
-    PERFORM embedline.require_query(version, query);
-    PERFORM embedline.require_count('k', k);
-    PERFORM embedline.require_count('ef_search', ef_search, 1000);
-    SELECT * INTO found.vectors, found.index FROM embedline.vector_index(version);
-    IF found.index IS NULL OR k IS NULL THEN
-        RETURN embedline.scan(version, query, k, max_distance, selection, true, found);
+    query := embedline.require_query(version, query);
+    k := embedline.require_between('k', k, 1, NULL);
+    ef_search := coalesce(embedline.require_between('ef_search', ef_search, 1, 1000), least(1000, greatest(40, 2 * k)));
+    IF ef_search <> 40 THEN
+        PERFORM set_config('hnsw.ef_search', ef_search::text, true);
     END IF;
-    found.bound := ceil(sqrt(12.0 * k * found.vectors));
-    IF selection IS NULL THEN
-        found.matches := found.vectors;
+    IF selection IS NULL AND k IS NOT NULL THEN
+        found := embedline.scan(version, query, k, NULL, false);
     ELSE
-        EXECUTE format('SELECT count(*) FROM (SELECT %s LIMIT %s) m', selection, found.bound + 1)
-           INTO found.matches;
-    END IF;
-    IF found.matches <= found.bound THEN
-        RETURN embedline.scan(version, query, k, max_distance, selection, true, found);
-    END IF;
-    found.ef_search := coalesce(ef_search, least(1000, greatest(40, 2 * k)));
-    -- ten times the vectors to look at if as few match as may, and these lie anywhere
-    found.max_scan_tuples := greatest(2 * found.ef_search, least(1e9, 10.0 * k * found.vectors / found.bound));
-    -- an order without a sort is the index's
-    PERFORM set_config('hnsw.ef_search', found.ef_search::text, true),
-            set_config('hnsw.max_scan_tuples', found.max_scan_tuples::text, true),
-            set_config('enable_sort', 'off', true);
-    found := embedline.scan(version, query, k, NULL, selection, false, found);
-    IF coalesce(cardinality(found.keys), 0) < k THEN
+        choice := embedline.choose(version, k, selection, ef_search);
+        IF choice.exact THEN
+            RETURN embedline.scan(version, query, k, selection, true);
+        END IF;
+        -- an order without a sort is the index's
+        PERFORM set_config('hnsw.max_scan_tuples', choice.max_scan_tuples::text, true),
+                set_config('enable_sort', 'off', true);
+        found := embedline.scan(version, query, k, selection, false);
         PERFORM set_config('enable_sort', 'on', true);
-        found := embedline.scan(version, query, k, max_distance, selection, true, found);
-        found.plan := 'hnsw, then exact';
+    END IF;
+    -- the scan has ended before k were found
+    IF coalesce(cardinality(found.keys), 0) < k AND (embedline.vector_index(version)).index IS NOT NULL THEN
+        found := embedline.scan(version, query, k, selection, true);
+        found.exhausted := true;
     END IF;
     RETURN found;
 END
 $$;
 
--- What was found, each with its company, in the order it was found in. Looked up row by
+-- Exact or by the index? Comparing one by one costs about 2.4 us for each match, the index
+-- about 30 us for each vector it has to look at, k * vectors / matches of them: they are
+-- even where matches² = 12 * k * vectors (MiniLM, 38,000 and 50,000 vectors). So that many
+-- matches are counted, and no more. The index is given ten times the vectors it would look
+-- at if one more matched and they lay anywhere.
+CREATE OR REPLACE FUNCTION embedline.choose(
+    version embedline.model_version, k bigint, selection text, ef_search int)
+RETURNS embedline.choice
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    choice embedline.choice;
+BEGIN
+    SELECT i.vectors, i.index INTO choice.vectors, choice.index FROM embedline.vector_index(version) i;
+    choice.exact := true;
+    IF choice.index IS NULL OR k IS NULL THEN
+        RETURN choice;
+    END IF;
+    choice.exact_up_to := ceil(sqrt(12.0 * k * choice.vectors));
+    EXECUTE format('SELECT count(*) FROM (SELECT %s LIMIT %s) m',
+                   coalesce(selection, embedline.everything(version)), choice.exact_up_to + 1)
+       INTO choice.matches;
+    choice.exact := choice.matches <= choice.exact_up_to;
+    IF NOT choice.exact THEN
+        choice.max_scan_tuples := greatest(2 * ef_search, least(1e9, 10.0 * k * choice.vectors / choice.matches));
+    END IF;
+    RETURN choice;
+END
+$$;
+
+-- What was found, each with its company, the nearest first. Looked up row by
 -- row: a planner short of statistics may join whole tables. All of an answer is of one
 -- model version: behind a view's name there may be another by now, so where more than the
 -- side tables is asked it is the view's text, which the query's snapshot has, and which
@@ -180,9 +205,9 @@ BEGIN
         name := embedline.view_name(version);
         RETURN QUERY EXECUTE format(
             'SELECT n.key, n.unit, n.distance, t.prediction, t.score, t.label, t.data, t.event_time, t.text
-               FROM unnest($1, $2, $3) WITH ORDINALITY n (key, unit, distance, place)
+               FROM unnest($1, $2, $3) n (key, unit, distance)
                JOIN (%s) t ON t.key = n.key AND t.unit = n.unit
-              ORDER BY n.place',
+              ORDER BY n.distance, n.key, n.unit',
             -- a store made anew by an upgrade keeps the text from the next sync on
             coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = company.name),
                      format('TABLE embeddings.%I', name))) USING found.keys, found.units, found.distances;
@@ -192,7 +217,7 @@ BEGIN
     RETURN QUERY
         SELECT n.key, n.unit, n.distance, p.prediction, p.score, l.label, i.data, r.event_time, NULL::text
           FROM unnest(found.keys, found.units, found.distances)
-               WITH ORDINALITY n (key, unit, distance, place)
+               n (key, unit, distance)
           LEFT JOIN LATERAL (
                SELECT * FROM embedline.record r
                 WHERE r.use_case = version.use_case AND r.key = n.key LIMIT 1) r ON true
@@ -206,6 +231,6 @@ BEGIN
           LEFT JOIN LATERAL (
                SELECT * FROM embedline.label l
                 WHERE labelled AND l.use_case = version.use_case AND l.key = n.key AND l.unit = 0 LIMIT 1) l ON true
-         ORDER BY n.place;
+         ORDER BY n.distance, n.key, n.unit;
 END
 $$;

@@ -15,17 +15,15 @@ UPDATE embedline.use_case u SET predicted_by_source = true
     WHERE EXISTS (SELECT FROM embedline.view v
                    WHERE v.use_case = u.id AND v.definition LIKE '%p.model_version = 0%');
 
--- What a search has found, nearest first, and how.
-CREATE TYPE embedline.found AS (
-    keys            text[],
-    units           int[],
-    distances       float8[],
-    plan            text,
+-- What a search has found, in arrays of one length, and whether the index had given up
+-- before; and how it chooses its way.
+CREATE TYPE embedline.found AS (keys text[], units int[], distances float8[], exhausted boolean);
+CREATE TYPE embedline.choice AS (
+    exact           boolean,
     vectors         bigint,
-    matches         bigint,
-    bound           bigint,
     index           regclass,
-    ef_search       int,
+    exact_up_to     bigint,
+    matches         bigint,
     max_scan_tuples int
 );
 
