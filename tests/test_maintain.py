@@ -392,18 +392,16 @@ def test_recall_is_that_of_a_search_by_hand(
 
 
 def test_that_a_vector_finds_itself_is_no_recall(
-    project: Project,
-    store: Connection,
-    write_messages: Write,
-    monkeypatch: pytest.MonkeyPatch,
+    indexed: Project, store: Connection
 ) -> None:
-    write_messages(range(1))
-    project.run()
-    fill(store, 6000)
-    monkeypatch.setattr(recall, "K", 1)
-    poor = {"min_rows": 1, "m": 2, "ef_construction": 4}
-    maintain(project, storage={"index": poor})
-    assert records(store)[-1][2] < 0.95
+    maintain(indexed)
+    version = live(store)[0]
+    sample = [("7", 0), ("8", 0)]
+    for settings in (recall._EXACT, recall._BY_INDEX):
+        with store.transaction():
+            found = recall._distances(store, version, sample, settings)
+        assert [len(distances) for distances in found] == [10, 10]
+        assert min(map(min, found)) > 1e-5
 
 
 def test_of_equally_near_neighbours_either_is_right(

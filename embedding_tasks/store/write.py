@@ -78,7 +78,9 @@ def write(
         else:
             if is_new:
                 _stage_vectors(store, lease, vectors)
-            written_vectors = _upsert(store, lease)
+            if not vectors.are_one_each(lease, finished):
+                _delete_surplus(store, lease.version.table)
+            written_vectors = _upsert(store, lease.version.table)
         _write_predictions(store, lease)
         write_data(
             store,
@@ -122,6 +124,14 @@ class _Vectors:
         keys = [finished.keys[i] for i in finished.encoded.inputs]
         hashes = [lease.hashes[key] for key in keys]
         return cls(keys, hashes, finished.encoded, lease.version.storage, run_id)
+
+    def are_one_each(self, lease: Lease, finished: Finished) -> bool:
+        """Every record has its one vector, which takes the place of what there was."""
+        return (
+            lease.version.unit == "record"
+            and len(self.keys) == len(finished.keys)
+            and not self.encoded.units.any()
+        )
 
 
 def _stage_records(store: Connection, lease: Lease, finished: Finished) -> None:
@@ -221,15 +231,17 @@ def _fence(store: Connection, lease: Lease) -> int:
     ).rowcount
 
 
-def _upsert(store: Connection, lease: Lease) -> int:
-    table = lease.version.table
-    # A record that had five units and now has three keeps three.
+def _delete_surplus(store: Connection, table: sql.Identifier) -> None:
+    """A record that had five units and now has three keeps three."""
     store.execute(
         sql.SQL(
             "DELETE FROM {} v USING accepted a WHERE v.key = a.key AND NOT EXISTS ("
             " SELECT FROM staged_vector s WHERE s.key = v.key AND s.unit = v.unit)"
         ).format(table)
     )
+
+
+def _upsert(store: Connection, table: sql.Identifier) -> int:
     return store.execute(
         sql.SQL(
             "INSERT INTO {} AS v (key, unit, span, box, embedding, input_hash, run_id)"
