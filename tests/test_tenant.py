@@ -271,6 +271,62 @@ def test_k_of_his_own_are_found_where_others_are_nearer(
     assert all(int(str(key)) < 60 for (key,) in found)
 
 
+CENTROID = "embeddings.centroid('messages')"
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        f"nearest('messages', {CENTROID}, 500)",
+        f"within('messages', {CENTROID}, 2, 500)",
+        f"within('messages', {CENTROID}, 2, NULL)",
+        f"mmr('messages', {CENTROID}, 100)",
+        f"hybrid('messages', 'others or acme', {CENTROID}, 500)",
+        "neighbors('messages', '7', 500)",
+        "medoid('messages', 500)",
+        "nearest_to('messages', ARRAY['7', '8'], ARRAY['9'], 500)",
+        "duplicates('messages', 2, 500)",
+        "nearest('messages', embeddings.centroid('messages'), 500,"
+        ' filter => \'{"key": ["7", "70", "0"]}\')',
+    ],
+)
+def test_every_search_answers_with_his_own(tenants: Tenants, search: str) -> None:
+    found = ask(tenants.acme, f"SELECT * FROM embeddings.{search}")
+    said = str(found)
+    assert "of acme" in said
+    assert "of others" not in said
+    assert "of nobody" not in said
+    assert ask(tenants.nobody, "SELECT * FROM embeddings.medoid('messages')") == []
+
+
+def test_what_is_summed_up_is_of_his_own(tenants: Tenants) -> None:
+    own = (
+        f"SELECT ({CENTROID} <-> avg(l2_normalize(embedding::vector))) < 1e-5"
+        " FROM embeddings.messages"
+    )
+    for who in (tenants.acme, tenants.other, tenants.auditor):
+        assert ask(who, own) == [(True,)]
+    centroids = {
+        str(ask(w, f"SELECT {CENTROID}")) for w in (tenants.acme, tenants.other)
+    }
+    assert len(centroids) == 2
+    assert ask(tenants.nobody, f"SELECT {CENTROID}") == [(None,)]
+
+
+def test_an_index_finds_k_of_his_own(
+    tenants: Tenants, embedline: Command, store: Connection
+) -> None:
+    tenants.project.use_case(storage={"index": {"min_rows": 100}})
+    embedline("maintain")
+    test_every_search_answers_with_his_own(
+        tenants, f"nearest('messages', {CENTROID}, 20)"
+    )
+    found = ask(
+        tenants.acme, f"SELECT key FROM embeddings.nearest('messages', {CENTROID}, 50)"
+    )
+    assert len(found) == 50
+
+
 def test_anothers_key_is_no_vector_and_no_other_error(tenants: Tenants) -> None:
     def refusal(key: str) -> tuple[str, str]:
         with pytest.raises(psycopg.errors.NoDataFound) as caught:

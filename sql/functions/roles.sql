@@ -29,15 +29,19 @@ COMMENT ON VIEW embedline.my_tenant IS 'The tenants that were granted to whoever
 -- is asked of roles is asked once a query.
 CREATE OR REPLACE FUNCTION embedline.tenant_filter(use_case_id int, record text)
 RETURNS text
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT format(
+BEGIN
+    IF NOT (SELECT u.tenanted FROM embedline.use_case u WHERE u.id = use_case_id) THEN
+        RETURN NULL;
+    END IF;
+    RETURN format(
         '((SELECT embedline.sees_all() OR EXISTS (SELECT FROM embedline.my_tenant t
              WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = %1$s)))
           OR %2$I.tenant = ANY (ARRAY(SELECT t.tenant FROM embedline.my_tenant t
-             WHERE t.use_case IS NULL OR t.use_case = %1$s)))', use_case_id, record)
-      FROM embedline.use_case u WHERE u.id = use_case_id AND u.tenanted
+             WHERE t.use_case IS NULL OR t.use_case = %1$s)))', use_case_id, record);
+END
 $$;
 
 -- Counts of a run tell of records of all tenants.
