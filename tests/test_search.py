@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from embedding_tasks import search
-from embedding_tasks.connections import Connection, connect
+from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError
 from tests.fix_cli import Command
 from tests.fix_project import Project
@@ -280,29 +278,3 @@ def test_a_zero_vector_has_no_direction_and_is_told_so(
     filled.use_case(storage={"distance": "l2"})
     filled.run()
     assert store.execute(question, [zero]).fetchone() == (5,)
-
-
-def test_a_reader_with_the_documented_rights_can_ask_everything(
-    filled: Project, store: Connection, store_dsn: str
-) -> None:
-    deploy = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
-    grants = deploy.split("```sql\n")[1].split("```")[0]
-    role = f"reader_{store.info.dbname}"
-    store.execute(f"CREATE ROLE {role} LOGIN")
-    try:
-        store.execute(sql.SQL(grants.replace("reader", role)))
-        filled.use_case(pooling="mean")
-        filled.run()  # a table made after the grants
-        with connect(make_conninfo(store_dsn, user=role), role="store") as reader:
-            for question in (
-                "SELECT * FROM embeddings.messages",
-                "SELECT * FROM embeddings.neighbors('messages', '4', 3)",
-                "SELECT * FROM embedline.status",
-                "SELECT * FROM embedline.class_probability",
-            ):
-                assert reader.execute(question).fetchall()
-            assert search.by_text(reader, "messages", "a text", 3)
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                reader.execute("DELETE FROM embedline.ledger")
-    finally:
-        store.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")

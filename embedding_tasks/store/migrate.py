@@ -110,6 +110,8 @@ def _prepare(connection: Connection) -> None:
             sql.Identifier(schema[0])
         )
     )
+    # Loads it: only then may somebody who is no superuser say SET hnsw.… of a function.
+    connection.execute("SELECT '[1]'::vector")
 
 
 def _act_as_owner(connection: Connection) -> None:
