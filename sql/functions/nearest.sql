@@ -14,6 +14,7 @@ BEGIN
     END IF;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int, jsonb, int) IS
@@ -58,6 +59,7 @@ BEGIN
         'milliseconds', round(extract(epoch FROM clock_timestamp() - began)::numeric * 1000, 3));
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.explain_nearest(text, vector, int, text, int, jsonb, int) IS
@@ -94,6 +96,7 @@ BEGIN
                   WHERE (n.key, n.unit) <> (neighbors.key, found_unit) LIMIT k;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.neighbors(text, text, int, int, text, jsonb, int) IS
@@ -118,6 +121,7 @@ BEGIN
     RETURN QUERY SELECT n.* FROM embedline.company(version, found) n WHERE n.distance <= max_distance;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.within(text, vector, float8, int, text, int, jsonb, int) IS

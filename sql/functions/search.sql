@@ -214,18 +214,18 @@ AS $$
 DECLARE
     predictor int := embedline.predictor(version);
     labelled  boolean;
-    name      text;
+    seen      text;
 BEGIN
     IF version.unit IN ('word', 'entity') THEN
-        name := embedline.view_name(version);
+        seen := embedline.view_name(version);
         RETURN QUERY EXECUTE format(
             'SELECT n.key, n.unit, n.distance, t.prediction, t.score, t.label, t.data, t.event_time, t.text
                FROM unnest($1, $2, $3) n (key, unit, distance)
                JOIN (%s) t ON t.key = n.key AND t.unit = n.unit
               ORDER BY n.distance, n.key, n.unit',
             -- a store made anew by an upgrade keeps the text from the next sync on
-            coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = company.name),
-                     format('TABLE embeddings.%I', name))) USING found.keys, found.units, found.distances;
+            coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = seen),
+                     format('TABLE embeddings.%I', seen))) USING found.keys, found.units, found.distances;
         RETURN;
     END IF;
     labelled := (SELECT u.labelled_unit = 'record' FROM embedline.use_case u WHERE u.id = version.use_case);
