@@ -11,7 +11,7 @@ export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
-	bench-store bench-index \
+	bench-store bench-index bench-search \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -56,6 +56,9 @@ bench-version-switch: $(INSTALLED)  ## searches while versions are promoted and 
 
 bench-sync: $(INSTALLED)  ## cost of a run over 1,000,000 rows, unchanged and 1 % changed
 	@$(BIN)/python -m benchmarks.sync_cost
+
+bench-search: $(INSTALLED)  ## searches through the functions, against the same by hand
+	@$(BIN)/python -m benchmarks.search
 
 bench-outbox: $(INSTALLED)  ## what the outbox's triggers cost the application
 	@$(BIN)/python -m benchmarks.outbox_overhead

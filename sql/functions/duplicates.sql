@@ -64,6 +64,7 @@ BEGIN
          ORDER BY p.distance, p.key, p.unit, p.other_key, p.other_unit;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.duplicates(text, float8, int, jsonb, text) IS

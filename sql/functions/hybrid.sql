@@ -93,6 +93,7 @@ BEGIN
          ORDER BY b.fused DESC, b.vector_rank, b.text_rank, b.key, b.unit;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.hybrid(

@@ -57,6 +57,7 @@ BEGIN
          ORDER BY p.place;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.mmr(text, vector, int, float8, int, text, int, jsonb, int) IS

@@ -14,6 +14,7 @@ BEGIN
     END IF;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int, jsonb, int) IS
@@ -21,7 +22,7 @@ COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int, jsonb, int)
     'case''s own distance (inner_product: negated), with prediction, score and label beside each. `feature`: of a '
     'use case that declares several; its first one. `model_version`: refused where another one serves. `filter`: '
     'see docs/sql.md, "Filters"; k rows come back whenever k match. `ef_search` (1 to 1000; null: 40, or 2 k if '
-    'that is more): the higher, the nearer to exact, and the slower, where an HNSW index is used';
+    'that is more; with a filter twice as much): the higher, the nearer to exact, and the slower, where an HNSW index is used';
 
 CREATE OR REPLACE FUNCTION embeddings.explain_nearest(
     use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL,
@@ -37,8 +38,8 @@ DECLARE
     found   embedline.found;
     began   timestamptz;
 BEGIN
-    ef_search := coalesce(ef_search, least(1000, greatest(40, 2 * k::bigint)));
-    choice := embedline.choose(version, k, embedline.selection(version, filter), ef_search);
+    ef_search := coalesce(ef_search, embedline.default_ef_search(k, filter));
+    choice := embedline.choose(version, k, filter, ef_search);
     scans := pg_stat_get_xact_numscans(choice.index);
     began := clock_timestamp();
     found := embedline.search(version, query, k, filter, ef_search);
@@ -47,7 +48,8 @@ BEGIN
         'plan', CASE WHEN coalesce(scans, 0) = 0 THEN 'exact'
                      WHEN found.exhausted THEN 'hnsw, then exact' ELSE 'hnsw' END,
         'vectors', choice.vectors,
-        'matches', CASE WHEN choice.exact THEN choice.matches::text ELSE 'more than ' || choice.exact_up_to END,
+        'matches', CASE WHEN choice.exact THEN choice.matches::text
+                        ELSE coalesce('more than ' || (choice.matches - 1), 'not counted') END,
         'exact_up_to', choice.exact_up_to,
         'index', choice.index,
         'ef_search', CASE WHEN scans > 0 THEN ef_search END,
@@ -57,12 +59,13 @@ BEGIN
         'milliseconds', round(extract(epoch FROM clock_timestamp() - began)::numeric * 1000, 3));
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.explain_nearest(text, vector, int, text, int, jsonb, int) IS
     'Makes the search that embeddings.nearest would, and says how it went: `plan` (exact; hnsw; hnsw, then exact: the '
     'index had looked at `max_scan_tuples` vectors before k had passed the filter), `vectors` there are, about, '
-    '`matches` of the filter, counted as far as `exact_up_to`, up to which comparing them one by one costs less, '
+    '`matches` of the filter, counted as far as `exact_up_to`, up to which they are compared one by one, '
     '`index` (null: no valid one of this distance), `ef_search`, `rows` that came back, and `milliseconds`';
 
 CREATE OR REPLACE FUNCTION embeddings.neighbors(
@@ -93,6 +96,7 @@ BEGIN
                   WHERE (n.key, n.unit) <> (neighbors.key, found_unit) LIMIT k;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.neighbors(text, text, int, int, text, jsonb, int) IS
@@ -117,6 +121,7 @@ BEGIN
     RETURN QUERY SELECT n.* FROM embedline.company(version, found) n WHERE n.distance <= max_distance;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.within(text, vector, float8, int, text, int, jsonb, int) IS

@@ -91,6 +91,9 @@ LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 BEGIN
+    IF to_regclass(format('embedline.%I', version.table_name)) IS NOT NULL THEN
+        RETURN;
+    END IF;
     RAISE EXCEPTION 'model version % of % was dropped while it was being asked',
         version.version, quote_literal((SELECT name FROM embedline.use_case WHERE id = version.use_case))
         USING ERRCODE = 'object_not_in_prerequisite_state',

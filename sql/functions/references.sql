@@ -55,6 +55,7 @@ BEGIN
     RETURN embedline.mean(version, filter);
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.centroid(text, jsonb, text, int) IS
@@ -79,6 +80,7 @@ BEGIN
     END IF;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.medoid(text, int, jsonb, text, int) IS
@@ -114,6 +116,7 @@ BEGIN
                   WHERE (n.key = ANY (likes || dislikes)) IS NOT TRUE LIMIT k;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION embeddings.nearest_to(text, text[], text[], int, text, jsonb, int) IS

@@ -110,6 +110,12 @@ BEGIN
 END
 $$;
 
+-- A filter thins out what the index gives, and not evenly.
+CREATE OR REPLACE FUNCTION embedline.default_ef_search(k bigint, filter jsonb)
+RETURNS int
+LANGUAGE sql IMMUTABLE
+RETURN least(1000, greatest(40, 2 * k) * CASE WHEN filter IS NULL THEN 1 ELSE 2 END);
+
 -- A search that chooses its way; k null: all, however far.
 CREATE OR REPLACE FUNCTION embedline.search(
     version embedline.model_version, query vector, k bigint, filter jsonb, ef_search int)
@@ -129,14 +135,15 @@ DECLARE
 BEGIN
     query := embedline.require_query(version, query);
     k := embedline.require_between('k', k, 1, NULL);
-    ef_search := coalesce(embedline.require_between('ef_search', ef_search, 1, 1000), least(1000, greatest(40, 2 * k)));
+    ef_search := coalesce(embedline.require_between('ef_search', ef_search, 1, 1000),
+                          embedline.default_ef_search(k, filter));
     IF ef_search <> 40 THEN
         PERFORM set_config('hnsw.ef_search', ef_search::text, true);
     END IF;
     IF selection IS NULL AND k IS NOT NULL THEN
         found := embedline.scan(version, query, k, NULL, false);
     ELSE
-        choice := embedline.choose(version, k, selection, ef_search);
+        choice := embedline.choose(version, k, filter, ef_search);
         IF choice.exact THEN
             RETURN embedline.scan(version, query, k, selection, true);
         END IF;
@@ -155,19 +162,21 @@ BEGIN
 END
 $$;
 
--- Exact or by the index? Comparing one by one costs about 2.4 us for each match, the index
--- about 30 us for each vector it has to look at, k * vectors / matches of them: they are
--- even where matches² = 12 * k * vectors (MiniLM, 38,000 and 50,000 vectors). So that many
--- matches are counted, and no more. The index is given ten times the vectors it would look
--- at if one more matched and they lay anywhere.
+-- Exact or by the index? Comparing one by one costs about 5 us for each match, the index
+-- about 20 us for each vector it has to look at, k * vectors / matches of them: they are
+-- even where matches² = 4 * k * vectors (`make bench-search`). Three times that many are
+-- compared, as the answer is exact then. Matches are counted so far, and no farther, where
+-- one side table tells; where counting would cost more than the search, the index begins.
+-- It is given as many vectors to look at as the filter is worth before the rest is exact.
 CREATE OR REPLACE FUNCTION embedline.choose(
-    version embedline.model_version, k bigint, selection text, ef_search int)
+    version embedline.model_version, k bigint, filter jsonb, ef_search int)
 RETURNS embedline.choice
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    choice embedline.choice;
+    choice  embedline.choice;
+    counted text;
 BEGIN
     SELECT i.vectors, i.index INTO choice.vectors, choice.index FROM embedline.vector_index(version) i;
     choice.exact := true;
@@ -175,12 +184,18 @@ BEGIN
         RETURN choice;
     END IF;
     choice.exact_up_to := ceil(sqrt(12.0 * k * choice.vectors));
-    EXECUTE format('SELECT count(*) FROM (SELECT %s LIMIT %s) m',
-                   coalesce(selection, embedline.everything(version)), choice.exact_up_to + 1)
-       INTO choice.matches;
-    choice.exact := choice.matches <= choice.exact_up_to;
+    counted := coalesce(embedline.selection(version, filter, true), embedline.everything(version));
+    IF NOT starts_with(counted, embedline.everything(version) || ' ') OR filter ? 'key'
+       OR choice.vectors <= choice.exact_up_to THEN
+        EXECUTE format('SELECT count(*) FROM (SELECT %s LIMIT %s) m', counted, choice.exact_up_to + 1)
+           INTO choice.matches;
+        choice.exact := choice.matches <= choice.exact_up_to;
+    ELSE
+        choice.exact := false;
+    END IF;
     IF NOT choice.exact THEN
-        choice.max_scan_tuples := greatest(2 * ef_search, least(1e9, 10.0 * k * choice.vectors / choice.matches));
+        choice.max_scan_tuples := greatest(2 * ef_search, least(
+            1e9, CASE WHEN choice.matches IS NULL THEN 3 ELSE 10 END * k * choice.vectors / choice.exact_up_to));
     END IF;
     RETURN choice;
 END
@@ -199,18 +214,18 @@ AS $$
 DECLARE
     predictor int := embedline.predictor(version);
     labelled  boolean;
-    name      text;
+    seen      text;
 BEGIN
     IF version.unit IN ('word', 'entity') THEN
-        name := embedline.view_name(version);
+        seen := embedline.view_name(version);
         RETURN QUERY EXECUTE format(
             'SELECT n.key, n.unit, n.distance, t.prediction, t.score, t.label, t.data, t.event_time, t.text
                FROM unnest($1, $2, $3) n (key, unit, distance)
                JOIN (%s) t ON t.key = n.key AND t.unit = n.unit
               ORDER BY n.distance, n.key, n.unit',
             -- a store made anew by an upgrade keeps the text from the next sync on
-            coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = company.name),
-                     format('TABLE embeddings.%I', name))) USING found.keys, found.units, found.distances;
+            coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = seen),
+                     format('TABLE embeddings.%I', seen))) USING found.keys, found.units, found.distances;
         RETURN;
     END IF;
     labelled := (SELECT u.labelled_unit = 'record' FROM embedline.use_case u WHERE u.id = version.use_case);
