@@ -105,7 +105,8 @@ def maintaining(
     def show(step: Step, now: BuildProgress) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
-        title = f"{step.work} {step.index or step.use_case}"
+        title = step.index or step.use_case
+        title = title if step.work == "none" else f"{step.work} {title}"
         said = now.phase
         if now.waits_for:
             said += f", waits for process {now.waits_for}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +21,7 @@ from embedding_tasks import maintenance, promotion, run
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.index_policy import Step
+from embedding_tasks.local.signals import interruptible
 from embedding_tasks.store import index, migrate, recall, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.index import Memory, Progress
@@ -180,6 +184,27 @@ def test_a_build_that_is_interrupted_leaves_nothing(
     assert records(store) == []
     busy = "SELECT count(*) FROM pg_stat_progress_create_index"
     assert store.execute(busy).fetchone() == (0,)
+
+
+def test_ctrl_c_ends_a_build_at_once(
+    indexed: Project, store: Connection, store_dsn: str
+) -> None:
+    slow_to_build(indexed, store)
+
+    def press() -> None:
+        busy = "SELECT FROM pg_stat_progress_create_index WHERE blocks_done > 0"
+        with connect(store_dsn, role="store") as own:
+            while own.execute(busy).fetchone() is None:
+                time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        maintenance.maintain(open_store, [indexed.use_case()])
+    thread.join()
+    assert indexes(store) == {}
+    assert records(store) == []
 
 
 def test_what_a_killed_build_has_left_is_taken_out_and_built_again(

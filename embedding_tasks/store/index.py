@@ -323,25 +323,27 @@ def _carry_out(
 ) -> None:
     """In a thread, so that the main one can tell the progress and be interrupted."""
     failed: list[BaseException] = []
+    # A join that is interrupted takes the thread for ended (python/cpython#90882).
+    ended = threading.Event()
 
     def execute() -> None:
         try:
             session.execute(statement)
         except BaseException as error:
             failed.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=execute, name="index-builder", daemon=True)
-    thread.start()
+    threading.Thread(target=execute, name="index-builder", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(_LOOK_SECONDS)
+        while not ended.wait(_LOOK_SECONDS):
             if progress := _look(store, session.info.backend_pid):
                 tell(progress)
     except BaseException:
-        while thread.is_alive():
+        while not ended.is_set():
             with suppress(psycopg.Error):
                 session.cancel_safe(timeout=_CANCEL_SECONDS)
-            thread.join(_CANCEL_SECONDS)
+            ended.wait(_CANCEL_SECONDS)
         raise
     if failed:
         raise failed[0]
