@@ -133,9 +133,10 @@ END
 $$;
 
 -- What a filter lets through, as the `FROM … WHERE …` of a statement over v, the version's
--- vectors; null: all of them. Every search takes its rows from here, and where records belong to
--- tenants only those of whoever asks. To be `counted`, which need not be exact, the one side table that the conditions are about will do (measured: a
--- third of the time), as long as they do not ask for what it lacks.
+-- vectors; null: all of them. Every search takes its rows from here, and where records
+-- belong to tenants only those of whoever asks. To be `counted`, which need not be exact,
+-- the one side table that the conditions are about will do (measured: a third of the
+-- time), as long as they do not ask for what it lacks.
 CREATE OR REPLACE FUNCTION embedline.selection(
     version embedline.model_version, filter jsonb, counted boolean DEFAULT false)
 RETURNS text
