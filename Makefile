@@ -11,7 +11,7 @@ export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
-	bench-reading bench-store bench-index \
+	bench-reading bench-store bench-index bench-search \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -63,6 +63,9 @@ bench-sync: $(INSTALLED)  ## cost of a run over 1,000,000 rows, unchanged and 1 
 
 bench-reading: $(INSTALLED)  ## vectors back to numpy, Arrow and pandas, beside other ways
 	@$(BIN)/python -m benchmarks.reading
+
+bench-search: $(INSTALLED)  ## searches through the functions, against the same by hand
+	@$(BIN)/python -m benchmarks.search
 
 bench-outbox: $(INSTALLED)  ## what the outbox's triggers cost the application
 	@$(BIN)/python -m benchmarks.outbox_overhead

@@ -94,7 +94,7 @@ with DAG(
         from embedding_tasks.store.connection import open_store
 
         done = maintenance.maintain(
-            lambda: open_store(_connection), [use_case.find(name)]
+            lambda: open_store(_connection, direct=True), [use_case.find(name)]
         )
         return dict(Counter(step.work for step in done))
 

@@ -48,7 +48,9 @@ def connect(conninfo: str, *, role: str) -> Connection:
             autocommit=True,
             application_name=f"embedline-{role}",
             client_encoding="UTF8",
-            connect_timeout=10,
+            connect_timeout=_connect_timeout(conninfo),
+            # a pooler gives each transaction another session, which has not prepared it
+            prepare_threshold=None,
         )
     except psycopg.ProgrammingError:  # whose text may quote a password
         raise ConfigError(
@@ -62,6 +64,22 @@ def connect(conninfo: str, *, role: str) -> Connection:
         ) from error
 
 
+def _connect_timeout(conninfo: str) -> int:
+    return int(conninfo_to_dict(conninfo).get("connect_timeout") or 10)
+
+
+def take_time(connection: Connection) -> None:
+    """For the rest of the transaction no limit of the role or the database ends a long
+    statement, or a session that waits for the other database."""
+    limits = ["statement_timeout", "idle_in_transaction_session_timeout"]
+    if connection.info.server_version >= 170_000:
+        limits.append("transaction_timeout")
+    connection.execute(
+        "SELECT set_config(name, '0', true) FROM unnest(%s::text[]) AS limits (name)",
+        [limits],
+    )
+
+
 @contextmanager
 def blame(**connections: Connection) -> Iterator[None]:
     """Turn trouble of a server or a connection into `DatabaseAway` that says whose it
@@ -72,12 +90,30 @@ def blame(**connections: Connection) -> Iterator[None]:
         raise  # the statement's own, though psycopg calls it operational
     except psycopg.Error as error:
         lost = [role for role, c in connections.items() if c.broken or c.closed]
-        if not (lost or isinstance(error, psycopg.OperationalError)):
+        of_server = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
+        if not (lost or isinstance(error, of_server)):
             raise
         failed = [role for role, c in connections.items() if _has_failed(c)]
         role = next(iter([*lost, *failed, *connections]))
         verb = "lost the" if lost else "trouble in the"
-        raise DatabaseAway(f"{verb} {role} database: {_first_line(error)}") from error
+        raise DatabaseAway(
+            f"{verb} {role} database: {_first_line(error)}{_advice(error)}"
+        ) from error
+
+
+def _advice(error: psycopg.Error) -> str:
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return (
+            "; is it a standby? Give all hosts, as host=a,b "
+            "target_session_attrs=read-write"
+        )
+    if "statement timeout" in str(error):
+        return (
+            "; the server, database or role sets statement_timeout: raise it for this "
+            "role (ALTER ROLE … SET statement_timeout), or in the connection by "
+            "options=-cstatement_timeout=…"
+        )
+    return ""
 
 
 def _has_failed(connection: Connection) -> bool:
@@ -205,6 +241,18 @@ def describe(conninfo: str) -> str:
     parts = conninfo_to_dict(conninfo)
     database = parts.get("dbname", "no database named")
     return f"{database} at {parts.get('host', 'localhost')}"
+
+
+def place(conninfo: str) -> tuple[str, str, str]:
+    """Which database it is, whoever asks it."""
+    parts = conninfo_to_dict(conninfo)
+    host, port = str(parts.get("host", "")), str(parts.get("port") or 5432)
+    return host, port, str(parts.get("dbname") or parts.get("user") or "")
+
+
+def is_conninfo(text: str) -> bool:
+    """And not a connection's name."""
+    return "=" in text or "://" in text
 
 
 def as_environment(conninfo: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""One process for each accelerator: whoever holds a session's advisory lock in the
-store on a device's name has the device. A process that is killed loses the session, and
-with it the device, at once."""
+"""One process for each accelerator: whoever holds an advisory lock in the store on a
+device's name has the device. It is held by a transaction that does nothing else, which
+keeps its session even where a pooler gives sessions to transactions. A process that is
+killed loses the session, and with it the device, at once."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from embedding_tasks.connections import Connection, blame
+from embedding_tasks.connections import Connection, blame, take_time
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,10 @@ class Held:
         taken = False
         try:
             with blame(store=self._connection):
+                self._connection.autocommit = False
+                take_time(self._connection)
                 row = self._connection.execute(
-                    "SELECT pg_try_advisory_lock(hashtextextended(%s, %s))",
+                    "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, %s))",
                     [self._name, _SEED],
                 ).fetchone()
             taken = row is not None and row[0]

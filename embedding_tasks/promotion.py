@@ -80,7 +80,7 @@ def _index(store: Connection, request: Request, use_case_id: int) -> None:
         if candidate.serves or judgement.left_of(store, candidate).pending:
             continue
         maintenance.prepare(
-            *(store, request.open_store, request.use_case),
+            *(store, request.open_direct, request.use_case),
             *(candidate, serving.get(candidate.feature)),
         )
 

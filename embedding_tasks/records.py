@@ -37,17 +37,18 @@ def write(target: Target) -> None:
         "CREATE TEMP TABLE record_delta ON COMMIT DROP AS"
         " SELECT i.* FROM incoming i LEFT JOIN embedline.record r"
         "   ON r.use_case = %(use_case)s AND r.key = i.key"
-        " WHERE r.key IS NULL OR (r.event_time, r.environment, r.link, r.tags)"
-        "   IS DISTINCT FROM (i.event_time, i.environment, i.link, i.tags)"
+        " WHERE r.key IS NULL OR (r.event_time, r.environment, r.link, r.tags,"
+        "   r.tenant) IS DISTINCT FROM"
+        "   (i.event_time, i.environment, i.link, i.tags, i.tenant)"
     )
     target.execute(
         "INSERT INTO embedline.record"
-        " (use_case, key, event_time, environment, link, tags)"
-        " SELECT %(use_case)s, key, event_time, environment, link, tags"
+        " (use_case, key, event_time, environment, link, tags, tenant)"
+        " SELECT %(use_case)s, key, event_time, environment, link, tags, tenant"
         " FROM record_delta ORDER BY key"
         " ON CONFLICT (use_case, key) DO UPDATE SET event_time = EXCLUDED.event_time,"
         "  environment = EXCLUDED.environment, link = EXCLUDED.link,"
-        "  tags = EXCLUDED.tags"
+        "  tags = EXCLUDED.tags, tenant = EXCLUDED.tenant"
     )
 
 

@@ -51,3 +51,6 @@ class Request:
 
     def open_store(self) -> Connection:
         return open_store(self.resolve)
+
+    def open_direct(self) -> Connection:
+        return open_store(self.resolve, direct=True)

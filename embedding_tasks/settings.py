@@ -9,6 +9,9 @@ from embedding_tasks.errors import ConfigError
 
 STORE_DSN = "EMBEDLINE_STORE_DSN"
 STORE_CONNECTION = "embedline_store"
+# Past a pooler, and with the rights of the store's owner: for building indexes.
+DIRECT_DSN = "EMBEDLINE_STORE_DIRECT_DSN"
+DIRECT_CONNECTION = "embedline_store_direct"
 # The most that one build of an index may take, e.g. 2GB.
 INDEX_MEMORY = "EMBEDLINE_INDEX_MEMORY"
 

@@ -50,8 +50,8 @@ _DEFERRED: LiteralString = (
 _TABLES: dict[str, LiteralString] = {
     "incoming": """
         key text COLLATE "C", hashes bytea[], event_time timestamptz,
-        environment text, link text, tags jsonb, label text, prediction text,
-        score float8, data text[]""",
+        environment text, link text, tags jsonb, tenant text, label text,
+        prediction text, score float8, data text[]""",
     "seen": 'key text COLLATE "C", early boolean NOT NULL',
     "touched": 'key text COLLATE "C"',
     "unreadable": 'key text COLLATE "C" PRIMARY KEY, error text',
@@ -361,7 +361,8 @@ def _held_back(target: Target, position: Position) -> dict[str, Any] | None:
     held = position.held_back
     if held is None:
         return None
-    itself = (target.store.info.backend_pid, "embedline-store")
+    # not what the connection says: a pooler's is a number of its own
+    itself = (target.value("SELECT pg_backend_pid()"), "embedline-store")
     return None if (held.get("pid"), held.get("application")) == itself else held
 
 

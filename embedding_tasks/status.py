@@ -32,7 +32,10 @@ def dead_errors(
     store: Connection, use_case: str, version: int, limit: int = 5
 ) -> list[dict[str, Any]]:
     """The commonest errors among a model version's dead records: `error`, `records`
-    and one `key` as an example."""
+    and one `key` as an example. None where they are not for this role to read."""
+    may = store.execute("SELECT has_table_privilege('embedline.ledger', 'SELECT')")
+    if may.fetchone() != (True,):
+        return []
     with store.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             "SELECT l.error, count(*) AS records, min(l.key) AS key"

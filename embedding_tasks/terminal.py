@@ -36,6 +36,10 @@ def say(text: str, console: Console = out, markup: bool = True) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=markup)
 
 
+def warn(text: str) -> None:
+    err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+
+
 def bar() -> Progress:
     """In a terminal; elsewhere a line now and then is printed in its place."""
     return Progress(

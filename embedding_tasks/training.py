@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedding_tasks import forgetting, settings
-from embedding_tasks.connections import Connection, blame, for_source
+from embedding_tasks.connections import Connection, blame, for_source, take_time
 from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import ModelError
 from embedding_tasks.inputs import Form
@@ -62,7 +62,7 @@ def train(
     counts = {"trained": 0, "training_rows": 0}
     with blame(store=store):
         use_case_id = versions.register(store, use_case.name)
-        with _alone(store, use_case_id):
+        with _alone(request, use_case_id):
             for name in wanted(store, use_case, retrain):
                 rows = _train(store, request, use_case_id, name, progress, run_id)
                 counts["trained"] += 1
@@ -147,16 +147,20 @@ def _told(use_case: UseCase, rows: Rows) -> Rows:
 
 
 @contextmanager
-def _alone(store: Connection, use_case: int) -> Iterator[None]:
-    """One training of a use case at a time, with no transaction open; another waits,
-    and then finds what this one has made."""
-    lock = "(hashtext('embedline.training'), %s)"
-    store.execute(f"SELECT pg_advisory_lock{lock}", [use_case])
-    try:
+def _alone(request: Request, use_case: int) -> Iterator[None]:
+    """One training of a use case at a time, with no transaction open in which anything
+    is written; another waits, and then finds what this one has made."""
+    with (
+        request.open_store() as keeper,
+        blame(store=keeper),
+        keeper.transaction(),
+    ):
+        take_time(keeper)
+        keeper.execute(
+            "SELECT pg_advisory_xact_lock(hashtext('embedline.training'), %s)",
+            [use_case],
+        )
         yield
-    finally:
-        with suppress(Exception):  # else the server frees it with the connection
-            store.execute(f"SELECT pg_advisory_unlock{lock}", [use_case])
 
 
 def _forget(checkpoint: Path) -> None:

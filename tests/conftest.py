@@ -7,8 +7,10 @@ import pytest
 pytest_plugins = (
     "tests.fix_cli",
     "tests.fix_postgres",
+    "tests.fix_roles",
     "tests.fix_models",
     "tests.fix_project",
+    "tests.fix_servers",
 )
 
 

@@ -279,7 +279,11 @@ def test_every_type_and_distance_has_an_index_that_finds(
     indexed.use_case(storage={"type": kind, "distance": distance})
     indexed.run()
     assert maintain(indexed) in (["build"], [])
-    assert records(store)[-1] == ("build", 60, 1.0)
+    work, rows, share = records(store)[-1]
+    assert (work, rows) == ("build", 60)
+    # pgvector's index of halfvec by cosine has normalized vectors, rounded to 11 bits:
+    # these all but equal ones it cannot tell apart
+    assert share >= (0.6 if (kind, distance) == ("halfvec", "cosine") else 1.0)
     assert list(indexes(store).values()) == [True]
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from embedding_tasks import search
-from embedding_tasks.connections import Connection, connect
+from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError
+from tests.fix_cli import Command
 from tests.fix_project import Project
 
 Write = Callable[..., None]
@@ -163,6 +164,63 @@ def test_a_search_by_text_finds_the_text_itself(
     assert len(found) == 3
 
 
+def test_a_search_from_python_takes_a_filter(
+    filled: Project, store: Connection
+) -> None:
+    text = "message number 33 of 33 and 33"
+    since = datetime(2026, 1, 1, 0, 40, tzinfo=UTC)
+    only: dict[str, Any] = {"event_time": [since, None], "label": ["author 1"]}
+    wanted = {str(i) for i in range(40, 60) if i % 3 == 1}
+    for found in (
+        search.by_text(store, "messages", text, 20, filter=only),
+        search.by_key(store, "messages", "33", 20, filter=only),
+        search.hybrid(store, "messages", text, 20, filter=only),
+    ):
+        assert {row["key"] for row in found} == wanted
+    found = search.hybrid(store, "messages", '"number 33"', 3)
+    assert [row["text_rank"] for row in found if row["key"] == "33"] == [1]
+    told = search.explain(store, "messages", text, filter=only)
+    assert (told["plan"], told["rows"]) == ("exact", 7)
+    with pytest.raises(SearchError, match="a filter has no key 'labels'; valid"):
+        search.by_text(store, "messages", text, filter={"labels": "x"})
+    with pytest.raises(SearchError, match="a filter cannot hold"):
+        search.by_text(store, "messages", text, filter={"label": object()})
+
+
+def test_a_search_from_the_terminal_takes_a_filter(
+    filled: Project, embedline: Command
+) -> None:
+    def found(*options: str) -> set[str]:
+        printed = embedline(
+            "search", "messages", "number 33", "-k", "60", *options, "--json"
+        )
+        return {row["key"] for row in json.loads(printed)}
+
+    numbers = range(60)
+    assert found("--label", "author 1", "--label", "author 2") == {
+        str(i) for i in numbers if i % 3
+    }
+    assert found("--since", "2026-01-01T00:50Z", "--environment", "production") == {
+        str(i) for i in range(50, 60)
+    }
+    assert found("--until", "2026-01-01T00:05Z", "--misclassified") == {*"01234"}
+    assert found("--correct") == found("--unlabelled") == found("--tag", "a=1") == set()
+    assert len(found("--score", "0", "1", "--labelled")) == 60
+    assert found("--hybrid", "--score", "0", "1") == {str(i) for i in numbers}
+    printed = embedline("search", "messages", "number 33", "--explain")
+    assert printed.startswith("exact, ")
+    printed = embedline("search", "messages", "number 33", "--hybrid", "-k", "2")
+    assert "text rank" in printed
+    assert "nothing found" in embedline("search", "messages", "x", "--label", "nobody")
+    for wrong, says in (
+        (["--tag", "x"], "--tag 'x' is no TAG=VALUE"),
+        (["--since", "soon"], "filter event_time takes two ends"),
+        (["--key", "--hybrid"], "do not go together"),
+        (["--hybrid", "--language", "klingon"], "klingon"),
+    ):
+        assert says in embedline("search", "messages", "x", *wrong, code=1)
+
+
 def test_searches_for_what_is_not_there_are_refused(
     filled: Project, store: Connection
 ) -> None:
@@ -208,38 +266,15 @@ def test_a_view_whose_type_changes_keeps_its_grants(
         store.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(name))
 
 
-def test_a_zero_vector_of_a_neighbour_never_breaks_a_search(
+def test_a_zero_vector_has_no_direction_and_is_told_so(
     filled: Project, store: Connection
 ) -> None:
     zero: list[Any] = [0.0] * 32
-    found = store.execute(
-        "SELECT count(*) FROM embeddings.nearest('messages', %s::real[]::vector, 5)",
-        [zero],
-    ).fetchone()
-    assert found == (5,)
-
-
-def test_a_reader_with_the_documented_rights_can_ask_everything(
-    filled: Project, store: Connection, store_dsn: str
-) -> None:
-    deploy = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
-    grants = deploy.split("```sql\n")[1].split("```")[0]
-    role = f"reader_{store.info.dbname}"
-    store.execute(f"CREATE ROLE {role} LOGIN")
-    try:
-        store.execute(sql.SQL(grants.replace("reader", role)))
-        filled.use_case(pooling="mean")
-        filled.run()  # a table made after the grants
-        with connect(make_conninfo(store_dsn, user=role), role="store") as reader:
-            for question in (
-                "SELECT * FROM embeddings.messages",
-                "SELECT * FROM embeddings.neighbors('messages', '4', 3)",
-                "SELECT * FROM embedline.status",
-                "SELECT * FROM embedline.class_probability",
-            ):
-                assert reader.execute(question).fetchall()
-            assert search.by_text(reader, "messages", "a text", 3)
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                reader.execute("DELETE FROM embedline.ledger")
-    finally:
-        store.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    question = (
+        "SELECT count(*) FROM embeddings.nearest('messages', %s::real[]::vector, 5)"
+    )
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="all zeros"):
+        store.execute(question, [zero])
+    filled.use_case(storage={"distance": "l2"})
+    filled.run()
+    assert store.execute(question, [zero]).fetchone() == (5,)

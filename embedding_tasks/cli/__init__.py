@@ -8,6 +8,7 @@ from embedding_tasks.cli import (
     maintaining,
     outbox,
     running,
+    searching,
     setting_up,
     versioning,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "maintaining",
     "outbox",
     "running",
+    "searching",
     "setting_up",
     "versioning",
 ]

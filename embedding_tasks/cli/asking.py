@@ -1,4 +1,4 @@
-"""Ask: status, search, explain."""
+"""Ask: status, explain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from embedding_tasks import terminal, use_case
-from embedding_tasks.cli.app import AsJson, Count, Feature, Key, Name, app
+from embedding_tasks.cli.app import AsJson, Feature, Key, Name, app
 
 
 @app.command()
@@ -101,42 +101,6 @@ def _held_back(held: dict[str, Any]) -> str:
         f"held back by {', '.join([who, *facts])}: the next sync reads again what was "
         f"written since ({held['transactions']} transaction ids)"
     )
-
-
-@app.command()
-def search(
-    name: Name,
-    text: Annotated[str, typer.Argument(help="a text, or a key with --key")],
-    k: Count = 10,
-    key: Annotated[
-        bool, typer.Option("--key", help="search near the record of this key")
-    ] = False,
-    feature: Feature = None,
-    unit: Annotated[
-        int | None,
-        typer.Option(help="with --key: the number of its word, entity or object"),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The records nearest to a text, embedded with the use case's own model."""
-    from embedding_tasks import search as searches
-    from embedding_tasks.store.connection import open_store
-
-    with open_store() as store:
-        if key:
-            rows = searches.by_key(store, name, text, k, feature=feature, unit=unit)
-        else:
-            rows = searches.by_text(store, name, text, k, feature=feature)
-    if as_json:
-        terminal.print_json(rows)
-        return
-    for row in rows:
-        row["distance"] = f"{row['distance']:.4f}"
-        row["score"] = "" if row["score"] is None else f"{row['score']:.3f}"
-    columns = ["key", "distance", "prediction", "score", "label", "data"]
-    if any(row["text"] for row in rows):
-        columns[1:1] = ["unit", "text"]
-    terminal.print_table(rows, columns)
 
 
 @app.command()

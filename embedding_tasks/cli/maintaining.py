@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +37,9 @@ def maintain(
     with interruptible() as stopped, terminal.bar() as bar:
         try:
             done = maintenance.maintain(
-                open_store, cases, terminal.maintaining(bar, stopped)
+                partial(open_store, direct=True),
+                cases,
+                terminal.maintaining(bar, stopped),
             )
         except KeyboardInterrupt:
             err.print("stopped; no half-built index is left, and the rest is still due")

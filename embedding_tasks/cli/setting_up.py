@@ -13,23 +13,52 @@ import typer
 from rich.markup import escape
 
 from embedding_tasks import settings, terminal, use_case
+from embedding_tasks.cli import roles as making_roles
 from embedding_tasks.cli.app import app, out
+from embedding_tasks.errors import ConfigError
 from embedding_tasks.local import postgres
+from embedding_tasks.store.roles import DEFAULT_PREFIX, Names
 
 
 @app.command()
-def init() -> None:
-    """Prepare the store: schema, functions and views. Safe to repeat."""
+def init(
+    roles: Annotated[
+        bool,
+        typer.Option(
+            "--roles", help="make roles for owner, writer, reader and source reader"
+        ),
+    ] = False,
+    prefix: Annotated[str, typer.Option(help="of the roles' names")] = DEFAULT_PREFIX,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="with --roles, the source reader's: a connection, or a connection "
+            "string, of a role that may grant there"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with --roles, print the SQL only")
+    ] = False,
+) -> None:
+    """Prepare the store: schema, functions, views, and roles. Safe to repeat."""
     from embedding_tasks.connections import connect, describe
     from embedding_tasks.store import connection, migrate
 
+    if (source or dry_run) and not roles:
+        raise ConfigError("--source and --dry-run belong to --roles")
+    names = Names.of(prefix)
     conninfo = connection.conninfo()
     with connect(conninfo, role="store") as store:
-        applied = migrate.apply(store)
-        connection.warn_of_old_pgvector(store)
-    for name in applied:
-        terminal.say(f"applied sql/{name}")
-    terminal.say(f"the store ({describe(conninfo)}) is up to date")
+        if not dry_run:
+            applied = migrate.apply(store)
+            connection.warn_of_old_pgvector(store)
+            for name in applied:
+                terminal.say(f"applied sql/{name}")
+            terminal.say(f"the store ({describe(conninfo)}) is up to date")
+        if roles:
+            making_roles.of_store(store, names, dry_run=dry_run)
+    if source:
+        making_roles.of_source(source, names, dry_run=dry_run)
 
 
 @app.command()

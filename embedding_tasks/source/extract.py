@@ -275,7 +275,10 @@ def _refuse_unfit(relation: Relation, feature: Feature) -> None:
 def _definition(relation: Relation, use_case: UseCase) -> dict[str, Any]:
     """Whatever of it changes, every row has to be read again."""
     label, prediction = use_case.label, use_case.prediction
+    tenant = use_case.source.tenant
     return {
+        # left out where there is none: a cursor of an earlier version stays of use
+        **({} if tenant is None else {"tenant": tenant}),
         "relation": relation.identity,
         "data": kept_data(use_case),
         "source": use_case.source.model_dump(
@@ -317,6 +320,10 @@ def _record_fields(relation: Relation, use_case: UseCase) -> dict[str, sql.Compo
     )
     if source.link is not None:
         fields["link"] = expressions.text(relation.column(source.link, "source.link"))
+    if source.tenant is not None:
+        fields["tenant"] = expressions.text(
+            relation.column(source.tenant, "source.tenant")
+        )
     if source.tags:
         pairs = [
             part

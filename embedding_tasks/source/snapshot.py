@@ -19,13 +19,15 @@ from embedding_tasks.source.extract import Extract
 from embedding_tasks.source.timestamp import Bound
 
 # Keys and inputs are compared as text, so their text form must not depend on the
-# server's or the role's settings.
+# server's or the role's settings. How long it may wait for the store is ours to say,
+# how long a statement may load the source is not.
 _SESSION = """
 SET LOCAL TIME ZONE 'UTC';
 SET LOCAL DateStyle = 'ISO, MDY';
 SET LOCAL IntervalStyle = 'postgres';
 SET LOCAL bytea_output = 'hex';
 SET LOCAL extra_float_digits = 1;
+SET LOCAL idle_in_transaction_session_timeout = 0;
 """
 
 

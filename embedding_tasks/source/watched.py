@@ -14,7 +14,7 @@ from embedding_tasks.use_case import Column, PredictionColumn, UseCase
 def of_use_case(use_case: UseCase) -> set[str]:
     """All that its file names, but for those of the filter."""
     source, label, prediction = use_case.source, use_case.label, use_case.prediction
-    columns = {*source.key, *source.tags, source.event_time, source.link}
+    columns = {*source.key, *source.tags, source.event_time, source.link, source.tenant}
     for feature in use_case.all_features.values():
         columns |= {*feature.input}
     if isinstance(source.environment, Column):
@@ -31,12 +31,13 @@ def in_filter(connection: Connection, extract: Extract) -> set[str]:
     made of it. Call in a transaction that is rolled back."""
     if extract.filter is None:
         return set()
-    # prepared: then it can be no more than one statement, whatever the filter says
+    # in the binary protocol it can be no more than one statement, whatever the filter
+    # says
     view = sql.SQL(
         "CREATE TEMP VIEW embedline_filter AS SELECT 1 AS one FROM {} WHERE {}"
     ).format(extract.relation.from_, extract.where)
     try:
-        connection.execute(view, prepare=True)
+        connection.execute(view, binary=True)
     except psycopg.OperationalError:
         raise
     except psycopg.Error as error:

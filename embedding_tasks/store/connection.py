@@ -18,11 +18,13 @@ def conninfo(resolve: Resolve | None = None) -> str:
     return _configured(resolve) or postgres.conninfo(EMBEDDED_DATABASE)
 
 
-def open_store(resolve: Resolve | None = None) -> Connection:
-    """A connection in autocommit mode. An embedded store is initialised on the way;
-    any other must have been, by `embedline init`. Raises `DatabaseAway`, or
-    `StoreError` where the schema is missing, older or newer than this version."""
-    configured = _configured(resolve)
+def open_store(resolve: Resolve | None = None, *, direct: bool = False) -> Connection:
+    """A connection in autocommit mode; `direct`: by $EMBEDLINE_STORE_DIRECT_DSN or the
+    connection `embedline_store_direct`, where one of them is set. An embedded store is
+    initialised on the way; any other must have been, by `embedline init`. Raises
+    `DatabaseAway`, or `StoreError` where the schema is missing, older or newer than
+    this version."""
+    configured = _direct(resolve) if direct else _configured(resolve)
     connection = connect(configured or conninfo(), role="store")
     try:
         with blame(store=connection):
@@ -37,10 +39,19 @@ def open_store(resolve: Resolve | None = None) -> Connection:
 
 
 def _configured(resolve: Resolve | None) -> str | None:
-    if dsn := os.environ.get(settings.STORE_DSN):
+    return _known(settings.STORE_DSN, settings.STORE_CONNECTION, resolve)
+
+
+def _direct(resolve: Resolve | None) -> str | None:
+    found = _known(settings.DIRECT_DSN, settings.DIRECT_CONNECTION, resolve)
+    return found or _configured(resolve)
+
+
+def _known(variable: str, connection_id: str, resolve: Resolve | None) -> str | None:
+    if dsn := os.environ.get(variable):
         return dsn
     try:
-        return lookup(settings.STORE_CONNECTION, resolve)
+        return lookup(connection_id, resolve)
     except KeyError:
         return None
 

@@ -35,10 +35,16 @@ def ensure(
     unit = use_case.first_feature.unit
     labelled_unit = "record" if unit == "object" else unit
     store.execute(
-        "UPDATE embedline.use_case"
-        " SET features = %(features)s, labelled_unit = %(unit)s"
-        " WHERE id = %(id)s AND (features, labelled_unit) <> (%(features)s, %(unit)s)",
-        {"id": use_case_id, "features": features, "unit": labelled_unit},
+        "UPDATE embedline.use_case SET features = %(features)s,"
+        "  labelled_unit = %(unit)s, tenanted = %(tenanted)s"
+        " WHERE id = %(id)s AND (features, labelled_unit, tenanted)"
+        "  <> (%(features)s, %(unit)s, %(tenanted)s)",
+        {
+            "id": use_case_id,
+            "features": features,
+            "unit": labelled_unit,
+            "tenanted": use_case.source.tenant is not None,
+        },
     )
     live = versions.live(store, use_case_id)
     for undeclared in (v for v in live if v.feature not in features):

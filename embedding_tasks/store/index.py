@@ -26,7 +26,7 @@ from psycopg.rows import class_row
 
 from embedding_tasks import settings
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import ConfigError
+from embedding_tasks.errors import ConfigError, StoreError
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import Index
 
@@ -187,6 +187,7 @@ def builder(open_store: OpenStore, tell: Tell) -> Iterator[Connection]:
     """The store's one builder: a session that no timeout ends. Waits until whoever
     builds now is done, without a statement open: a build waits for all of them."""
     with open_store() as session:
+        _require_owner(session)
         session.execute(
             "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN"
             " ('statement_timeout', 'lock_timeout', 'transaction_timeout',"
@@ -196,6 +197,21 @@ def builder(open_store: OpenStore, tell: Tell) -> Iterator[Connection]:
             tell(Progress("waiting for another builder", 0, 0, _holder(session)))
             time.sleep(_BUSY_SECONDS)
         yield session
+
+
+def _require_owner(session: Connection) -> None:
+    owner = _value(
+        session,
+        "SELECT CASE WHEN NOT pg_has_role(nspowner, 'USAGE')"
+        " THEN pg_get_userbyid(nspowner) END FROM pg_namespace"
+        " WHERE nspname = 'embedline'",
+    )
+    if owner is not None:
+        raise StoreError(
+            f"indexes are built by the store's owner, {owner!r}, which "
+            f"{session.info.user!r} is not; set {settings.DIRECT_DSN}, or the "
+            f"connection {settings.DIRECT_CONNECTION!r}, to a login that has it"
+        )
 
 
 def _holder(session: Connection) -> int | None:

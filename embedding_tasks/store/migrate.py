@@ -10,8 +10,9 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.errors import StoreError
+from embedding_tasks.store import roles
 
 # Any number will do, as long as nobody else picks it: 'embedline' in letters.
 LOCK = 0x656D6265646C696E
@@ -27,6 +28,7 @@ def apply(connection: Connection) -> list[str]:
     if _is_current(connection):
         return []
     with connection.transaction():
+        take_time(connection)
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
         _prepare(connection)
         applied = _applied(connection)
@@ -36,6 +38,7 @@ def apply(connection: Connection) -> list[str]:
             for name, text in _files()
             if _run(connection, name, text, applied.get(name))
         ]
+        roles.renew(connection)
     return run
 
 
@@ -90,7 +93,7 @@ def _prepare(connection: Connection) -> None:
                 f"({error.diag.message_primary}); "
                 "ask its administrator for: CREATE EXTENSION vector"
             ) from error
-    connection.execute("CREATE SCHEMA IF NOT EXISTS embedline")
+    _act_as_owner(connection)
     connection.execute(
         "CREATE TABLE IF NOT EXISTS embedline.migration ("
         " name text PRIMARY KEY, digest text NOT NULL,"
@@ -107,6 +110,35 @@ def _prepare(connection: Connection) -> None:
             sql.Identifier(schema[0])
         )
     )
+    # Loads it: only then may somebody who is no superuser say SET hnsw.… of a function.
+    connection.execute("SELECT '[1]'::vector")
+
+
+def _act_as_owner(connection: Connection) -> None:
+    """What an upgrade makes belongs to whom the rest belongs to."""
+    found = connection.execute(
+        "SELECT r.rolname, pg_has_role(r.oid, 'USAGE') FROM pg_namespace n"
+        " JOIN pg_roles r ON r.oid = n.nspowner WHERE n.nspname = 'embedline'"
+    ).fetchone()
+    if found is None:
+        try:
+            connection.execute("CREATE SCHEMA embedline")
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise StoreError(
+                f"the role {connection.info.user!r} may make no schema here "
+                f"({error.diag.message_primary}); ask its administrator for: GRANT "
+                f'CREATE ON DATABASE "{connection.info.dbname}" TO '
+                f'"{connection.info.user}"'
+            ) from error
+        return
+    owner, may_act = found
+    if not may_act:
+        raise StoreError(
+            f"the store belongs to the role {owner!r}, which {connection.info.user!r} "
+            f'may not act as; init it as another, or: GRANT "{owner}" TO '
+            f'"{connection.info.user}"'
+        )
+    connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(owner)))
 
 
 def _refuse_newer(applied: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.errors import (
     SearchError,
     StoreError,
@@ -114,6 +114,7 @@ def register(store: Connection, name: str) -> int:
 
 
 def lock(store: Connection, use_case: int) -> None:
+    take_time(store)
     store.execute(
         "SELECT pg_advisory_xact_lock(hashtext('embedline.use_case'), %s)", [use_case]
     )

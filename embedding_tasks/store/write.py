@@ -22,7 +22,7 @@ import psycopg
 from psycopg import sql
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.ledger import Lease
 from embedding_tasks.store import copy
@@ -65,6 +65,7 @@ def write(
 ) -> Written:
     """`seconds` of the worker's time are counted with them."""
     with store.transaction():
+        take_time(store)
         _stage_records(store, lease, finished)
         vectors = _Vectors.of(lease, finished, run_id)
         is_new = not _have_vectors(store, lease)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # ValueError: a date or a number that cannot be, or bytes that are no UTF-8
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {_found_at(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{path}: must be a mapping of fields; valid: "
             f"{', '.join(UseCase.model_fields)}"
         )
     return raw
+
+
+def _found_at(error: Exception) -> str:
+    """Without the line itself, which may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def messages(
@@ -129,6 +138,8 @@ def _got(raw: object, loc: Iterable[int | str]) -> str:
             raw = raw[part]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
             return ""
+    if isinstance(raw, str) and "://" in raw:  # the same
+        raw = re.sub(r"\?.*", "?***", re.sub(r"//[^/]*@", "//***@", raw))
     return "" if isinstance(raw, dict) else f", got {raw!r}"
 
 

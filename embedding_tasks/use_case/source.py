@@ -48,6 +48,7 @@ class Source(Part):
     ] = "production"
     link: str | None = None
     tags: Tags = ()
+    tenant: str | None = Field(None, min_length=1)
     strategy: Literal["auto", "snapshot", "timestamp", "outbox", "scan"] = "auto"
     updated_at: str | None = Field(None, min_length=1)
     slack_seconds: float = Field(5, ge=0, allow_inf_nan=False)

@@ -1,142 +1,251 @@
+-- What every search does. The public functions are in nearest.sql, references.sql,
+-- hybrid.sql, duplicates.sql and mmr.sql.
+
+-- pgvector's settings, which are named below, are known once it is loaded.
+SELECT '[1]'::vector;
+
 CREATE OR REPLACE FUNCTION embedline.distance_operator(distance text)
 RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE distance
     WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' WHEN 'inner_product' THEN '<#>' END;
 
--- The active model version of a use case and feature (null: its first one), or an
--- error that lists those there are.
-CREATE OR REPLACE FUNCTION embedline.active_version(use_case text, feature text)
-RETURNS embedline.model_version
+CREATE OR REPLACE FUNCTION embedline.require_query(version embedline.model_version, query vector)
+RETURNS vector
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    found embedline.model_version;
-    valid text;
 BEGIN
-    SELECT m.* INTO found
-      FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case
-     WHERE u.name = active_version.use_case AND m.state = 'active'
-       AND m.feature = coalesce(active_version.feature, u.features[1]);
-    IF found.id IS NOT NULL THEN
-        RETURN found;
-    END IF;
-    SELECT string_agg(m.feature, ', ' ORDER BY m.feature) INTO valid
-      FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case
-     WHERE u.name = active_version.use_case AND m.state = 'active';
-    IF valid IS NOT NULL THEN
-        RAISE EXCEPTION 'use case % has no feature %', quote_literal(use_case), quote_nullable(feature)
-            USING ERRCODE = 'undefined_object', HINT = 'valid: ' || valid;
-    END IF;
-    RAISE EXCEPTION 'no use case % with vectors', quote_literal(use_case)
-        USING ERRCODE = 'undefined_object',
-              HINT = coalesce('valid: ' || (
-                  SELECT string_agg(DISTINCT u.name, ', ' ORDER BY u.name)
-                    FROM embedline.use_case u JOIN embedline.model_version m
-                      ON m.use_case = u.id AND m.state = 'active'), 'none has run yet');
-END
-$$;
-
--- All of an answer is of one model version. A STABLE function reads rows by the calling
--- query's snapshot, but finds relations by their present name: behind the view's there
--- may be another version by now. So it is the view's text that is asked, which that same
--- snapshot has, and which names the version's own table.
-CREATE OR REPLACE FUNCTION embeddings.nearest(
-    use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL)
-RETURNS SETOF embedline.neighbor
-LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    version embedline.model_version := embedline.active_version(use_case, feature);
-    vectors text := embedline.view_name(version);
-BEGIN
-    IF query IS NULL OR k IS NULL THEN
-        RETURN;
-    END IF;
-    IF k < 1 THEN
-        RAISE EXCEPTION 'k must be at least 1, not %', k
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF model_version <> version.version THEN
-        RAISE EXCEPTION 'the query is a vector of model version %, but version % serves % now',
-            model_version, version.version, quote_literal(use_case)
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = format('embed it with the model of version %s and ask again; embedline search does',
-                                version.version);
-    END IF;
     IF vector_dims(query) <> version.dims THEN
-        RAISE EXCEPTION 'the query has % dimensions, the vectors of % have %',
-            vector_dims(query), quote_literal(use_case), version.dims
+        RAISE EXCEPTION 'the query has % dimensions, the vectors of % have %', vector_dims(query),
+            quote_literal((SELECT name FROM embedline.use_case WHERE id = version.use_case)), version.dims
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'embed the query with the use case''s own model: embedline search';
+    ELSIF version.distance = 'cosine' AND vector_norm(query) = 0 THEN
+        RAISE EXCEPTION 'the query is all zeros: it has no direction, and so no cosine distance'
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'references that are subtracted may cancel each other out';
     END IF;
-    -- An HNSW scan returns at most ef_search rows; iterating makes it return k.
-    PERFORM set_config('hnsw.ef_search', least(1000, greatest(40, 2 * k))::text, true),
-            set_config('hnsw.iterative_scan', 'relaxed_order', true);
-    -- The nearest first, then their company: joined before the limit, a planner short
-    -- of statistics may sort the whole join.
-    RETURN QUERY EXECUTE format(
-        'SELECT t.key, t.unit, n.distance, t.prediction, t.score, t.label, t.data, t.event_time, %s
-           FROM (SELECT v.key, v.unit, v.embedding %s $1::%s(%s) AS distance
-                   FROM embedline.%I v ORDER BY 3 LIMIT $2) n
-           JOIN (%s) t ON t.key = n.key AND t.unit = n.unit
-          ORDER BY n.distance, t.key, t.unit',
-        CASE WHEN version.unit IN ('word', 'entity') THEN 't.text' ELSE 'NULL::text' END,
-        embedline.distance_operator(version.distance), version.storage, version.dims,
-        version.table_name,
-        -- a store made anew by an upgrade keeps the text from the next sync on
-        coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = vectors),
-                 format('TABLE embeddings.%I', vectors))) USING query, k;
-EXCEPTION WHEN undefined_table THEN
-    RAISE EXCEPTION 'model version % of % was dropped while it was being asked',
-        version.version, quote_literal(use_case)
-        USING ERRCODE = 'object_not_in_prerequisite_state',
-              HINT = 'another version serves by now: ask again';
+    RETURN (query);
 END
 $$;
-COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int) IS
-    'The k vectors of a use case (of its first feature, or the one named) nearest to a query vector made by the '
-    'same model, nearest first, in the use case''s own distance (inner_product: negated), with prediction, score '
-    'and label beside each. Refused where the version that serves is not `model_version`, when that is given';
 
-CREATE OR REPLACE FUNCTION embeddings.neighbors(
-    use_case text, key text, k int DEFAULT 10, unit int DEFAULT NULL, feature text DEFAULT NULL)
+CREATE OR REPLACE FUNCTION embedline.require_between(name text, value float8, lowest float8, highest float8)
+RETURNS float8
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    IF value < lowest OR value > highest THEN
+        RAISE EXCEPTION '% must be %, not %', name,
+            CASE WHEN highest IS NULL THEN format('at least %s', lowest)
+                 ELSE format('%s to %s', lowest, highest) END, value
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN value;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION embedline.refuse_key(version embedline.model_version, key text, unit int)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    use_case text := (SELECT name FROM embedline.use_case WHERE id = version.use_case);
+BEGIN
+    RAISE EXCEPTION 'use case % has no vector for key %, unit %',
+        quote_literal(use_case), quote_nullable(key), coalesce(unit, 0)
+        USING ERRCODE = 'no_data_found',
+              HINT = format('embedline explain %s %L says why', use_case, key);
+END
+$$;
+
+-- How many vectors a version has, about, and its HNSW index, if one is there and valid.
+CREATE OR REPLACE FUNCTION embedline.vector_index(
+    version embedline.model_version, OUT vectors bigint, OUT index regclass)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    SELECT CASE WHEN c.reltuples < 0 THEN pg_relation_size(c.oid) / (4 * version.dims)
+                ELSE c.reltuples END,
+           (SELECT i.indexrelid
+              FROM pg_index i
+              JOIN pg_class x ON x.oid = i.indexrelid
+              JOIN pg_am a ON a.oid = x.relam
+              JOIN pg_opclass o ON o.oid = i.indclass[0]
+             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indkey[0] <> 0
+               AND a.amname = 'hnsw'
+               AND o.opcname = version.storage || '_'
+                   || CASE version.distance WHEN 'inner_product' THEN 'ip' ELSE version.distance END || '_ops'
+             LIMIT 1)
+      INTO vectors, index
+      FROM pg_class c
+     WHERE c.oid = to_regclass(format('embedline.%I', version.table_name));
+END
+$$;
+
+-- The k nearest of a selection (null: of all), in no order. Exact: the selection is made
+-- first, by the indexes its conditions have, and its vectors are compared one by one. Else
+-- the planner may take the HNSW index, which gives vectors, about the nearest first,
+-- until k have passed.
+CREATE OR REPLACE FUNCTION embedline.scan(
+    version embedline.model_version, query vector, k bigint, selection text, exact boolean)
+RETURNS embedline.found
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    found embedline.found;
+BEGIN
+    EXECUTE format(
+        'SELECT array_agg(key), array_agg(unit), array_agg(distance)
+           FROM (%s SELECT v.key, v.unit, v.embedding %s $1::%s AS distance %s %s LIMIT $2) n',
+        CASE WHEN exact THEN 'SELECT * FROM (' END,
+        embedline.distance_operator(version.distance), version.storage,
+        coalesce(selection, embedline.everything(version)),
+        CASE WHEN exact THEN 'OFFSET 0) c ORDER BY distance, key, unit' ELSE 'ORDER BY distance' END)
+       INTO found.keys, found.units, found.distances USING query, k;
+    RETURN found;
+END
+$$;
+
+-- A filter thins out what the index gives, and not evenly.
+CREATE OR REPLACE FUNCTION embedline.default_ef_search(k bigint, filter jsonb)
+RETURNS int
+LANGUAGE sql IMMUTABLE
+RETURN least(1000, greatest(40, 2 * k) * CASE WHEN filter IS NULL THEN 1 ELSE 2 END);
+
+-- A search that chooses its way; k null: all, however far.
+CREATE OR REPLACE FUNCTION embedline.search(
+    version embedline.model_version, query vector, k bigint, filter jsonb, ef_search int)
+RETURNS embedline.found
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+SET hnsw.ef_search = 40
+SET hnsw.iterative_scan = 'relaxed_order'
+SET hnsw.max_scan_tuples = 20000
+SET enable_sort = on
+SET jit = off
+AS $$
+DECLARE
+    selection text := embedline.selection(version, filter);
+    choice    embedline.choice;
+    found     embedline.found;
+BEGIN
+    query := embedline.require_query(version, query);
+    k := embedline.require_between('k', k, 1, NULL);
+    ef_search := coalesce(embedline.require_between('ef_search', ef_search, 1, 1000),
+                          embedline.default_ef_search(k, filter));
+    IF ef_search <> 40 THEN
+        PERFORM set_config('hnsw.ef_search', ef_search::text, true);
+    END IF;
+    IF selection IS NULL AND k IS NOT NULL THEN
+        found := embedline.scan(version, query, k, NULL, false);
+    ELSE
+        choice := embedline.choose(version, k, filter, ef_search);
+        IF choice.exact THEN
+            RETURN embedline.scan(version, query, k, selection, true);
+        END IF;
+        -- an order without a sort is the index's
+        PERFORM set_config('hnsw.max_scan_tuples', choice.max_scan_tuples::text, true),
+                set_config('enable_sort', 'off', true);
+        found := embedline.scan(version, query, k, selection, false);
+        PERFORM set_config('enable_sort', 'on', true);
+    END IF;
+    -- the scan has ended before k were found
+    IF coalesce(cardinality(found.keys), 0) < k AND (embedline.vector_index(version)).index IS NOT NULL THEN
+        found := embedline.scan(version, query, k, selection, true);
+        found.exhausted := true;
+    END IF;
+    RETURN found;
+END
+$$;
+
+-- Exact or by the index? Comparing one by one costs about 5 us for each match, the index
+-- about 20 us for each vector it has to look at, k * vectors / matches of them: they are
+-- even where matches² = 4 * k * vectors (`make bench-search`). Three times that many are
+-- compared, as the answer is exact then. Matches are counted so far, and no farther, where
+-- one side table tells; where counting would cost more than the search, the index begins.
+-- It is given as many vectors to look at as the filter is worth before the rest is exact.
+CREATE OR REPLACE FUNCTION embedline.choose(
+    version embedline.model_version, k bigint, filter jsonb, ef_search int)
+RETURNS embedline.choice
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    choice  embedline.choice;
+    counted text;
+BEGIN
+    SELECT i.vectors, i.index INTO choice.vectors, choice.index FROM embedline.vector_index(version) i;
+    choice.exact := true;
+    IF choice.index IS NULL OR k IS NULL THEN
+        RETURN choice;
+    END IF;
+    choice.exact_up_to := ceil(sqrt(12.0 * k * choice.vectors));
+    counted := coalesce(embedline.selection(version, filter, true), embedline.everything(version));
+    IF NOT starts_with(counted, embedline.everything(version) || ' ') OR filter ? 'key'
+       OR choice.vectors <= choice.exact_up_to THEN
+        EXECUTE format('SELECT count(*) FROM (SELECT %s LIMIT %s) m', counted, choice.exact_up_to + 1)
+           INTO choice.matches;
+        choice.exact := choice.matches <= choice.exact_up_to;
+    ELSE
+        choice.exact := false;
+    END IF;
+    IF NOT choice.exact THEN
+        choice.max_scan_tuples := greatest(2 * ef_search, least(
+            1e9, CASE WHEN choice.matches IS NULL THEN 3 ELSE 10 END * k * choice.vectors / choice.exact_up_to));
+    END IF;
+    RETURN choice;
+END
+$$;
+
+-- What was found, each with its company, the nearest first. Looked up row by
+-- row: a planner short of statistics may join whole tables. All of an answer is of one
+-- model version: behind a view's name there may be another by now, so where more than the
+-- side tables is asked it is the view's text, which the query's snapshot has, and which
+-- names the version's own table.
+CREATE OR REPLACE FUNCTION embedline.company(version embedline.model_version, found embedline.found)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    version embedline.model_version := embedline.active_version(neighbors.use_case, neighbors.feature);
-    query   vector;
+    predictor int := embedline.predictor(version);
+    labelled  boolean;
+    seen      text;
 BEGIN
-    IF key IS NULL OR k IS NULL THEN
+    IF version.unit IN ('word', 'entity') THEN
+        seen := embedline.view_name(version);
+        RETURN QUERY EXECUTE format(
+            'SELECT n.key, n.unit, n.distance, t.prediction, t.score, t.label, t.data, t.event_time, t.text
+               FROM unnest($1, $2, $3) n (key, unit, distance)
+               JOIN (%s) t ON t.key = n.key AND t.unit = n.unit
+              ORDER BY n.distance, n.key, n.unit',
+            -- a store made anew by an upgrade keeps the text from the next sync on
+            coalesce((SELECT v.definition || E'\n' FROM embedline.view v WHERE v.name = seen),
+                     format('TABLE embeddings.%I', seen))) USING found.keys, found.units, found.distances;
         RETURN;
     END IF;
-    EXECUTE format('SELECT unit, embedding::vector FROM embedline.%I v
-                     WHERE v.key = $1 AND v.unit = coalesce($2, v.unit) ORDER BY unit LIMIT 1',
-                   version.table_name)
-       INTO unit, query USING neighbors.key, neighbors.unit;
-    IF query IS NULL THEN
-        RAISE EXCEPTION 'use case % has no vector for key %, unit %',
-            quote_literal(neighbors.use_case), quote_literal(neighbors.key), coalesce(neighbors.unit, 0)
-            USING ERRCODE = 'no_data_found',
-                  HINT = format('embedline explain %s %L says why',
-                                neighbors.use_case, neighbors.key);
-    END IF;
+    labelled := (SELECT u.labelled_unit = 'record' FROM embedline.use_case u WHERE u.id = version.use_case);
     RETURN QUERY
-        SELECT n.* FROM embeddings.nearest(
-            neighbors.use_case, query, neighbors.k + 1, neighbors.feature, version.version) n
-         WHERE (n.key, n.unit) <> (neighbors.key, neighbors.unit)
-         LIMIT neighbors.k;
-EXCEPTION WHEN undefined_table THEN
-    RAISE EXCEPTION 'model version % of % was dropped while it was being asked',
-        version.version, quote_literal(neighbors.use_case)
-        USING ERRCODE = 'object_not_in_prerequisite_state',
-              HINT = 'another version serves by now: ask again';
+        SELECT n.key, n.unit, n.distance, p.prediction, p.score, l.label, i.data, r.event_time, NULL::text
+          FROM unnest(found.keys, found.units, found.distances)
+               n (key, unit, distance)
+          LEFT JOIN LATERAL (
+               SELECT * FROM embedline.record r
+                WHERE r.use_case = version.use_case AND r.key = n.key LIMIT 1) r ON true
+          LEFT JOIN LATERAL (
+               SELECT * FROM embedline.input i
+                WHERE i.model_version = version.id AND i.key = n.key LIMIT 1) i ON true
+          LEFT JOIN LATERAL (
+               SELECT * FROM embedline.prediction p
+                WHERE p.use_case = version.use_case AND p.key = n.key AND p.unit = n.unit
+                  AND p.model_version = predictor LIMIT 1) p ON true
+          LEFT JOIN LATERAL (
+               SELECT * FROM embedline.label l
+                WHERE labelled AND l.use_case = version.use_case AND l.key = n.key AND l.unit = 0 LIMIT 1) l ON true
+         ORDER BY n.distance, n.key, n.unit;
 END
 $$;
-COMMENT ON FUNCTION embeddings.neighbors(text, text, int, int, text) IS
-    'The k vectors nearest to one stored vector (the record''s first, or the unit named), itself left out, '
-    'nearest first';

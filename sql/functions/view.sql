@@ -15,7 +15,7 @@ COMMENT ON FUNCTION embeddings.context(text, int4range, int) IS
 CREATE OR REPLACE FUNCTION embedline.label_of_unit(version embedline.model_version)
 RETURNS text
 LANGUAGE sql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN u.labelled_unit <> replace(version.unit, 'object', 'record')
     THEN 'LEFT JOIN (SELECT NULL::text AS label) l ON true'
@@ -47,7 +47,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.feature_view(version embedline.model_version, from_source boolean)
 RETURNS text
 LANGUAGE sql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format(
         'SELECT v.key, v.unit, v.span, i.data, r.link, r.tags, v.embedding,
@@ -61,7 +61,7 @@ AS $$
          LEFT JOIN embedline.prediction p
                 ON p.use_case = %3$s AND p.key = v.key AND p.unit = v.unit
                AND p.model_version = %5$s
-         %7$s',
+         %7$s%8$s',
         version.version, version.table_name, version.use_case, version.id,
         CASE WHEN from_source THEN 0 ELSE version.id END,
         CASE WHEN version.unit IN ('word', 'entity') THEN ',
@@ -72,7 +72,8 @@ AS $$
              WHEN version.unit = 'object' THEN ', v.box'
              WHEN version.spec #>> '{encoder,type}' = 'words' THEN ', i.unknown_words'
              ELSE '' END,
-        embedline.label_of_unit(version))
+        embedline.label_of_unit(version),
+        coalesce(E'\n         WHERE ' || embedline.tenant_filter(version.use_case, 'r'), ''))
 $$;
 
 -- The features of whole records side by side. Driven by the records: any feature may
@@ -80,7 +81,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.wide_view(use_case_id int, from_source boolean)
 RETURNS text
 LANGUAGE sql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
     -- none where no feature is of whole records
     SELECT CASE WHEN count(*) > 0 THEN format(
@@ -89,7 +90,7 @@ AS $$
          LEFT JOIN embedline.prediction p ON p.use_case = r.use_case AND p.key = r.key AND p.unit = 0
                AND p.model_version = %3$s
          LEFT JOIN embedline.label l ON l.use_case = r.use_case AND l.key = r.key AND l.unit = 0 AND %6$s
-         WHERE r.use_case = %4$s AND (%5$s)',
+         WHERE r.use_case = %4$s AND (%5$s)%7$s',
         string_agg(format('v%1$s.embedding AS %2$I, i%1$s.data AS %3$I',
                           n, feature || '_embedding', feature || '_data'), ', ' ORDER BY n),
         string_agg(format('LEFT JOIN embedline.%2$I v%1$s ON v%1$s.key = r.key AND v%1$s.unit = 0
@@ -98,7 +99,8 @@ AS $$
         CASE WHEN from_source THEN 0 ELSE min(id) FILTER (WHERE n = 1) END,
         use_case_id,
         string_agg(format('v%s.key IS NOT NULL', n), ' OR ' ORDER BY n),
-        bool_and(labelled_unit = 'record')::text) END
+        bool_and(labelled_unit = 'record')::text,
+        coalesce(' AND ' || embedline.tenant_filter(use_case_id, 'r'), '')) END
       FROM (SELECT m.*, u.labelled_unit, row_number() OVER (ORDER BY array_position(u.features, m.feature)) AS n
               FROM embedline.use_case u JOIN embedline.model_version m ON m.use_case = u.id
              WHERE u.id = use_case_id AND m.state = 'active' AND m.feature = ANY (u.features)
@@ -108,20 +110,23 @@ $$;
 -- The view's name of a feature: the use case's own where it has but one.
 CREATE OR REPLACE FUNCTION embedline.view_name(version embedline.model_version)
 RETURNS text
-LANGUAGE sql STABLE
-SET search_path FROM CURRENT
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT u.name || CASE version.feature WHEN 'embedding' THEN '' ELSE '__' || version.feature END
-      FROM embedline.use_case u WHERE u.id = version.use_case
+BEGIN
+    RETURN (SELECT u.name || CASE version.feature WHEN 'embedding' THEN '' ELSE '__' || version.feature END
+              FROM embedline.use_case u WHERE u.id = version.use_case);
+END
 $$;
 
 -- (Re)creates the views of a use case over its active model versions. A change of
 -- dimension or type cannot be a CREATE OR REPLACE: then a view is dropped and made
--- again in the same transaction, with the grants and options it had.
+-- again in the same transaction, with the grants and options it had. Runs with its owner's
+-- rights, and takes no text from whoever calls it.
 CREATE OR REPLACE FUNCTION embedline.refresh_views(use_case_id int, from_source boolean)
 RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     use_case embedline.use_case;
@@ -130,6 +135,8 @@ DECLARE
     names    text[] := '{}';
     stale    text;
 BEGIN
+    UPDATE embedline.use_case SET predicted_by_source = from_source
+     WHERE id = use_case_id AND predicted_by_source <> from_source;
     SELECT * INTO STRICT use_case FROM embedline.use_case WHERE id = use_case_id;
     FOR active IN SELECT * FROM embedline.model_version m
         WHERE m.use_case = use_case_id AND m.state = 'active' AND m.feature = ANY (use_case.features)
@@ -162,7 +169,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.set_view(use_case_id int, view_name text, query text, comment text)
 RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     made text := query || E'\n-- ' || comment;
@@ -172,6 +179,10 @@ BEGIN
         RETURN;
     END IF;
     PERFORM embedline.replace_view(view_name, query);
+    -- else a function in somebody's WHERE might see what the view hides from him
+    IF EXISTS (SELECT FROM embedline.use_case u WHERE u.id = use_case_id AND u.tenanted) THEN
+        EXECUTE format('ALTER VIEW embeddings.%I SET (security_barrier = true)', view_name);
+    END IF;
     EXECUTE format('COMMENT ON VIEW embeddings.%I IS %L', view_name, comment);
     INSERT INTO embedline.view AS v (name, use_case, definition) VALUES (view_name, use_case_id, made)
         ON CONFLICT (name) DO UPDATE SET definition = EXCLUDED.definition;
@@ -182,7 +193,7 @@ CREATE OR REPLACE FUNCTION embedline.grant_on_view(
     name text, columns text, privilege text, grantee oid, grantable boolean)
 RETURNS text
 LANGUAGE sql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format('GRANT %s %s ON embeddings.%I TO %s', privilege, columns, name,
                   CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
@@ -192,7 +203,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.replace_view(name text, query text)
 RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     view      regclass;
@@ -225,3 +236,5 @@ EXCEPTION WHEN invalid_table_definition OR datatype_mismatch THEN
     END LOOP;
 END
 $$;
+
+REVOKE EXECUTE ON FUNCTION embedline.refresh_views(int, boolean) FROM PUBLIC;

@@ -1,8 +1,14 @@
-CREATE OR REPLACE VIEW embedline.class_probability AS
+CREATE OR REPLACE VIEW embedline.class_probability WITH (security_barrier) AS
 SELECT u.name AS use_case, p.key, p.unit, m.version AS model_version, c.class, c.probability
 FROM embedline.prediction p
 JOIN embedline.use_case u ON u.id = p.use_case
 JOIN embedline.model_version m ON m.id = p.model_version
-CROSS JOIN LATERAL unnest(m.classes, p.probabilities) AS c (class, probability);
+CROSS JOIN LATERAL unnest(m.classes, p.probabilities) AS c (class, probability)
+WHERE NOT u.tenanted
+   OR (SELECT embedline.sees_all())
+   OR EXISTS (SELECT FROM embedline.record r
+              JOIN embedline.my_tenant t ON t.tenant IS NULL OR t.tenant = r.tenant
+              WHERE r.use_case = p.use_case AND r.key = p.key
+                AND (t.use_case IS NULL OR t.use_case = p.use_case));
 
 COMMENT ON VIEW embedline.class_probability IS 'The probability of every class of every prediction made in the embedding pass';

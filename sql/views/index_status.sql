@@ -1,5 +1,5 @@
 -- How the vectors of every live model version are searched, and what is known of it.
-CREATE OR REPLACE VIEW embedline.index_status AS
+CREATE OR REPLACE VIEW embedline.index_status WITH (security_barrier) AS
 SELECT
     u.name AS use_case,
     m.feature,
@@ -45,7 +45,12 @@ LEFT JOIN LATERAL (
     SELECT rows, recall, k, ef_search, recorded_at FROM embedline.vector_index v
      WHERE v.model_version = m.id AND v.name = i.name AND v.recall IS NOT NULL
      ORDER BY v.id DESC LIMIT 1
-) last ON true;
+) last ON true
+-- its numbers are of all tenants
+WHERE NOT u.tenanted
+   OR (SELECT embedline.sees_all())
+   OR EXISTS (SELECT FROM embedline.my_tenant t
+              WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id));
 
 COMMENT ON VIEW embedline.index_status IS
     'How the vectors of every live model version are searched: exactly, or through which index, how large, how well';

@@ -1,6 +1,7 @@
 -- Exact numbers, counted when asked: coverage, backlog, age and dead records of every
--- use case, one row per live model version.
-CREATE OR REPLACE VIEW embedline.status AS
+-- use case, one row per live model version. They tell of records of all tenants: who
+-- sees but some of them is not shown any.
+CREATE OR REPLACE VIEW embedline.status WITH (security_barrier) AS
 SELECT
     u.name AS use_case,
     m.version AS model_version,
@@ -50,7 +51,11 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT external_id, kind, state, error FROM embedline.run
     WHERE use_case = u.id AND kind <> 'work' ORDER BY id DESC LIMIT 1
-) latest ON true;
+) latest ON true
+WHERE NOT u.tenanted
+   OR (SELECT embedline.sees_all())
+   OR EXISTS (SELECT FROM embedline.my_tenant t
+              WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id));
 
 COMMENT ON VIEW embedline.status IS 'Coverage, backlog, oldest pending age and dead records of every use case';
 COMMENT ON COLUMN embedline.status.wanted IS 'records of the source that should have a vector';

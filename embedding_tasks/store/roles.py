@@ -1,0 +1,98 @@
+"""The roles of a store: its owner, who writes to it, who reads it.
+
+The statements are made by `embedline.rights`, so that psql can run them, too; an
+administrator may have to, where the role that prepares the store may make no roles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from embedding_tasks.connections import Connection
+from embedding_tasks.errors import ConfigError
+
+DEFAULT_PREFIX = "embedline"
+# Leaves room in Postgres' 63 characters for what follows it.
+_PREFIX = r"[a-z][a-z0-9_]{0,39}"
+
+
+@dataclass(frozen=True)
+class Names:
+    """All may not log in: they are granted to roles that may."""
+
+    owner: str
+    writer: str
+    reader: str
+    source_reader: str
+
+    @classmethod
+    def of(cls, prefix: str) -> Names:
+        if not re.fullmatch(_PREFIX, prefix) or prefix.startswith("pg_"):
+            raise ConfigError(
+                f"--prefix: {prefix!r} must begin with a lower-case letter and go on "
+                "with those, digits and '_', 40 characters in all, and not with 'pg_'"
+            )
+        kinds = ("owner", "writer", "reader", "source_reader")
+        return cls(*(f"{prefix}_{kind}" for kind in kinds))
+
+
+def statements(store: Connection, names: Names) -> list[str]:
+    """Those that give each role its rights. Safe to repeat."""
+    rows = store.execute(
+        "SELECT embedline.rights(%s, %s, %s)",
+        [names.owner, names.writer, names.reader],
+    ).fetchall()
+    kinds = ("owner", "writer", "reader")
+    remembered = [
+        sql.SQL(
+            "INSERT INTO embedline.role (kind, name) VALUES ({}, {})"
+            " ON CONFLICT (kind) DO UPDATE SET name = EXCLUDED.name"
+        )
+        .format(sql.Literal(kind), sql.Literal(getattr(names, kind)))
+        .as_string(store)
+        for kind in kinds
+    ]
+    return [*(statement for (statement,) in rows), *remembered]
+
+
+def run(connection: Connection, script: Iterable[str]) -> bool:
+    """All of them, or none: False where this role may not."""
+    try:
+        with connection.transaction():
+            for statement in script:
+                connection.execute(statement.encode())
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+def renew(store: Connection) -> None:
+    """Give the store's roles their rights on what an upgrade has made. Nothing where
+    there are none, or where one has been dropped since."""
+    found: dict[str, str] = dict(
+        store.execute(
+            "SELECT r.kind, r.name FROM embedline.role r"
+            " JOIN pg_roles p ON p.rolname = r.name"
+        ).fetchall()
+    )
+    if len(found) < 3:
+        return
+    for (statement,) in store.execute(
+        "SELECT embedline.rights(%(owner)s, %(writer)s, %(reader)s)", found
+    ).fetchall():
+        store.execute(statement.encode())
+
+
+def open_to_functions_of_others(store: Connection) -> str | None:
+    """The schema of pgvector, where everybody may create functions in it: one that
+    fits better than PostgreSQL's own would be called by ours, with our rights."""
+    row = store.execute(
+        "SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace"
+        " WHERE extname = 'vector' AND has_schema_privilege('public', n.oid, 'CREATE')"
+    ).fetchone()
+    return row[0] if row else None

@@ -1,0 +1,222 @@
+"""Searches with a filter: what is let through, by which way, and that k come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from embedding_tasks.connections import Connection
+from tests.search_store import Row, add_index, ask, keys, make
+
+NEAREST = "nearest('things', %s::vector, %s, filter => %s)"
+
+FILTERS: list[tuple[dict[str, Any], Callable[[Row], bool]]] = [
+    ({}, lambda r: True),
+    ({"prediction": "red"}, lambda r: r.prediction == "red"),
+    ({"prediction": ["red", "blue"]}, lambda r: r.prediction != "green"),
+    ({"label": "green"}, lambda r: r.label == "green"),
+    ({"label": None}, lambda r: r.label is None),
+    ({"label": ["red", None]}, lambda r: r.label in ("red", None)),
+    ({"labelled": True}, lambda r: r.label is not None),
+    ({"labelled": False}, lambda r: r.label is None),
+    (
+        {"misclassified": True},
+        lambda r: r.label is not None and r.label != r.prediction,
+    ),
+    ({"misclassified": False}, lambda r: r.label == r.prediction),
+    ({"score": [0.4, 0.6]}, lambda r: 0.4 <= r.score <= 0.6),
+    ({"score": [None, 0.1]}, lambda r: r.score <= 0.1),
+    (
+        {"event_time": ["2026-03-01T00:10Z", "2026-03-01T01:00Z"]},
+        lambda r: 10 <= r.minute < 60,
+    ),
+    ({"event_time": ["2026-03-01T04:00Z", None]}, lambda r: r.minute >= 240),
+    ({"environment": "training"}, lambda r: r.environment == "training"),
+    ({"tags": {"tenth": True}}, lambda r: r.tags["tenth"]),
+    ({"tags": {"nested": {"parity": 1}}}, lambda r: r.tags["nested"]["parity"] == 1),
+    ({"key": ["k3", "k4", "k400"]}, lambda r: r.key in ("k3", "k4")),
+    ({"prediction": "purple"}, lambda r: False),
+    ({"prediction": []}, lambda r: False),
+    (
+        {"prediction": "red", "label": "green", "score": [0.5, None]},
+        lambda r: (r.prediction, r.label) == ("red", "green") and r.score >= 0.5,
+    ),
+]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_filter_lets_through_what_it_says_and_nothing_else(
+    store: Connection, indexed: bool
+) -> None:
+    made = make(store)
+    if indexed:
+        add_index(store, made)
+    query = np.random.default_rng(1).normal(size=16)
+    for filter, keep in FILTERS:
+        found = keys(ask(store, NEAREST, query, 12, filter))
+        assert found == made.nearest(query, 12, keep), filter
+    assert keys(ask(store, NEAREST, query, 12, None)) == made.nearest(query, 12)
+
+
+@pytest.mark.parametrize(
+    ("distance", "storage"),
+    [("cosine", "vector"), ("l2", "halfvec"), ("inner_product", "vector")],
+)
+def test_k_come_back_whenever_k_match_whichever_way_is_taken(
+    store: Connection, distance: str, storage: str
+) -> None:
+    made = make(store, count=4000, distance=distance, storage=storage, dims=8)
+    add_index(store, made, storage)
+    query = made.vectors[17]
+    ways = {}
+    for filter, keep in (
+        ({"prediction": "red"}, lambda r: r.prediction == "red"),
+        ({"tags": {"tenth": True}}, lambda r: r.tags["tenth"]),
+        ({"key": ["k7", "k8"]}, lambda r: r.key in ("k7", "k8")),
+    ):
+        wanted = made.nearest(query, 10, keep)
+        found = keys(ask(store, NEAREST, query, 10, filter))
+        assert len(found) == len(wanted)
+        assert len({*found} & {*wanted}) >= 0.8 * len(wanted)
+        plan = ask(store, f"explain_{NEAREST}", query, 10, filter)[0]["explain_nearest"]
+        ways[next(iter(filter))] = plan["plan"]
+        assert plan["rows"] == len(wanted)
+        assert plan["index"] == "embedline.things_hnsw"
+    assert ways == {"prediction": "hnsw", "tags": "exact", "key": "exact"}
+
+
+def test_an_index_that_gives_up_is_followed_by_exact_search(store: Connection) -> None:
+    """All that match lie far from the query, among the last the index would look at."""
+    made = make(store, count=6000, dims=8)
+    add_index(store, made)
+    query = made.vectors[3]
+    far = np.argsort(made.distances(query))[-1500:]
+    store.execute(
+        "UPDATE embedline.prediction SET prediction = 'far' WHERE key = ANY (%s)",
+        [[made.rows[i].key for i in far]],
+    )
+    found = ask(store, NEAREST, query, 10, {"prediction": "far"})
+    assert keys(found) == [made.rows[i].key for i in far[:10]]
+    asked = f"explain_{NEAREST}"
+    plan = ask(store, asked, query, 10, {"prediction": "far"})[0]["explain_nearest"]
+    assert plan["plan"] == "hnsw, then exact"
+    assert plan["matches"] == f"more than {plan['exact_up_to']}"
+
+
+def test_without_a_valid_index_of_the_distance_search_is_exact(
+    store: Connection,
+) -> None:
+    made = make(store, count=500)
+    store.execute(
+        f"CREATE INDEX ON embedline.{made.table} USING hnsw (embedding vector_l2_ops);"
+        f" CREATE INDEX ON embedline.{made.table} USING hnsw"
+        " (embedding vector_cosine_ops) WHERE key > 'k5'"
+    )
+    (plan,) = ask(store, "explain_nearest('things', %s::vector)", made.vectors[0])
+    explained = plan["explain_nearest"]
+    assert (explained["plan"], explained["index"]) == ("exact", None)
+    assert explained["vectors"] == 500
+
+
+def test_the_caller_s_settings_are_his_own(store: Connection) -> None:
+    made = make(store, count=2000)
+    add_index(store, made)
+    names = ("hnsw.ef_search", "hnsw.iterative_scan", "hnsw.max_scan_tuples")
+    names += ("enable_sort", "jit", "search_path")
+    with store.transaction():
+        store.execute("SET LOCAL hnsw.ef_search = 77; SET LOCAL jit = on")
+        before = [store.execute(f"SHOW {name}").fetchone() for name in names]
+        for filter in (None, {"prediction": "red"}, {"score": [0, 1]}):
+            ask(store, NEAREST, made.vectors[0], 60, filter)
+        ask(store, "duplicates('things', 0.01, 30)")
+        assert [store.execute(f"SHOW {name}").fetchone() for name in names] == before
+
+
+def test_ef_search_is_the_caller_s_to_choose(store: Connection) -> None:
+    made = make(store, count=6000)
+    add_index(store, made)
+    call = "explain_nearest('things', %s::vector, 5, ef_search => %s)"
+    for given, used in ((None, 40), (90, 90)):
+        plan = ask(store, call, made.vectors[0], given)[0]["explain_nearest"]
+        assert (plan["plan"], plan["ef_search"]) == ("hnsw", used)
+    for wrong in (0, 1001):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="1 to 1000"):
+            ask(store, call, made.vectors[0], wrong)
+
+
+def test_values_too_long_for_an_index_are_stored_and_found(store: Connection) -> None:
+    made = make(store, count=20)
+    long = "ü" * 5000
+    store.execute(
+        "UPDATE embedline.prediction SET prediction = %s || key;", [long], prepare=False
+    )
+    store.execute("UPDATE embedline.label SET label = %s", [long])
+    store.execute(
+        "UPDATE embedline.record SET environment = %(long)s,"
+        " tags = jsonb_build_object('t', %(long)s::text, 'p'::text, 'q')",
+        {"long": long},
+    )
+    query = made.vectors[0]
+    assert keys(ask(store, NEAREST, query, 9, {"prediction": f"{long}k5"})) == ["k5"]
+    assert ask(store, NEAREST, query, 9, {"prediction": long}) == []
+    assert len(ask(store, NEAREST, query, 30, {"label": long})) == 15
+    everything: dict[str, Any] = {"environment": long, "tags": {"t": long}}
+    assert len(ask(store, NEAREST, query, 30, everything)) == 20
+
+
+@pytest.mark.parametrize(
+    ("filter", "says"),
+    [
+        ({"predicted": "x"}, "a filter has no key 'predicted'"),
+        ({"score": 0.5}, "filter score takes two ends in a list, not 0.5"),
+        ({"score": [1]}, "takes two ends"),
+        ({"score": ["a", 1]}, "takes two ends"),
+        ({"event_time": ["soon", None]}, "filter event_time takes two ends"),
+        ({"event_time": [[1], None]}, "filter event_time takes two ends"),
+        ({"misclassified": "yes"}, 'filter misclassified takes true or false, not "y'),
+        ({"labelled": None}, "filter labelled takes true or false"),
+        ({"tags": ["de"]}, "filter tags takes an object"),
+        ({"label": {"a": 1}}, "filter label takes a value or a list of values"),
+        ({"key": [["a"]]}, "filter key takes a value or a list"),
+    ],
+)
+def test_a_filter_that_says_nothing_sensible_is_refused_with_what_is_valid(
+    store: Connection, filter: dict[str, Any], says: str
+) -> None:
+    make(store, count=3)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=says) as refused:
+        ask(store, NEAREST, np.ones(16), 3, filter)
+    assert "misclassified" in (refused.value.diag.message_hint or "")
+
+
+def test_a_filter_is_an_object(store: Connection) -> None:
+    make(store, count=3)
+    for given in ("[]", '"red"', "null", "3"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="JSON object"):
+            store.execute(
+                "SELECT embeddings.nearest('things', array_fill(1, ARRAY[16])::vector,"
+                " 3, filter => %s::jsonb)",
+                [given],
+            )
+
+
+def test_every_search_takes_the_filter(store: Connection) -> None:
+    made = make(store)
+    only = {"prediction": "red"}
+    red = {row.key for row in made.rows if row.prediction == "red"}
+    query = made.vectors[1]
+    for call, *given in (
+        ("neighbors('things', 'k1', 9, filter => %s)", only),
+        ("within('things', %s::vector, 9, 9, filter => %s)", query, only),
+        ("nearest_to('things', ARRAY['k1', 'k2'], k => 9, filter => %s)", only),
+        ("hybrid('things', 'even', %s::vector, 9, filter => %s)", query, only),
+        ("mmr('things', %s::vector, 9, filter => %s)", query, only),
+        ("medoid('things', 9, %s)", only),
+    ):
+        found = {*keys(ask(store, str(call), *given))}
+        assert len(found) == 9, call
+        assert found <= red, call
