@@ -159,7 +159,8 @@ BEGIN
         RETURN NULL;
     END IF;
     IF counted AND version.unit = 'record' AND records::int + predicted::int + labelled::int = 1
-       AND NOT filter ? 'key' AND NOT jsonb_path_exists(filter, '$.* ? (@ == null || @ == false)')
+       AND NOT filter ? 'key'
+       AND NOT jsonb_path_exists(filter - '{score,event_time}'::text[], '$.* ? (@ == null || @ == false)')
     THEN
         conditions := CASE
             WHEN records THEN ARRAY[format('r.use_case = %s', version.use_case)]
