@@ -17,7 +17,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,14 @@ COLUMNS = (
     "n.key, n.unit, n.distance, p.prediction, p.score, l.label, i.data, r.event_time"
 )
 
-Answer = Callable[[str], list[Any]]
+
+@dataclass(frozen=True)
+class Way:
+    """A statement that takes a vector; `iterative` is hnsw.iterative_scan."""
+
+    statement: str
+    prepare: bool = True
+    iterative: str = "relaxed_order"
 
 
 def main() -> None:
@@ -92,6 +100,7 @@ class Bench:
         chosen = np.random.default_rng(SEED).choice(len(vectors), queries, False)
         self.numbers = [int(n) for n in chosen]
         self.queries = [str(vectors[n].tolist()) for n in self.numbers]
+        self.iterative = ""
         self.similar = vectors[chosen] @ vectors.T
         self.version = versions.active(store, tweet_store.NAME)
         self.build_seconds = self._build()
@@ -116,11 +125,11 @@ class Bench:
         )
         joined = self._joined(nearest)
         self.store.execute(f"SET hnsw.ef_search = {ef_search}")
-        ways: dict[str, Answer] = {
-            "functions": self._way(ours, prepare=True),
-            "by hand, prepared": self._way(joined, prepare=True),
-            "by hand, not prepared": self._way(joined, prepare=False),
-            "by hand, keys only": self._way(nearest, prepare=True),
+        ways: dict[str, Way] = {
+            "functions": Way(ours),
+            "by hand, prepared": Way(joined),
+            "by hand, not prepared": Way(joined, prepare=False),
+            "by hand, keys only": Way(nearest),
         }
         measured = self._measure(ways, self.similar)
         return {"ef_search": ef_search, "ways": measured}
@@ -152,9 +161,9 @@ class Bench:
             f" filter => '{filter}')"
         )
         ways = {
-            "functions": self._way(ours, prepare=True),
-            "by hand": self._way(by_hand, prepare=True, iterative="off"),
-            "by hand, iterative": self._way(by_hand, prepare=True),
+            "functions": Way(ours),
+            "by hand": Way(by_hand, iterative="off"),
+            "by hand, iterative": Way(by_hand),
         }
         plan = self.store.execute(
             ours.replace("* FROM embeddings.nearest", "embeddings.explain_nearest"),
@@ -168,21 +177,15 @@ class Bench:
             "ways": self._measure(ways, self.similar[:, kept]),
         }
 
-    def _way(
-        self, statement: str, *, prepare: bool, iterative: str = "relaxed_order"
-    ) -> Answer:
-        def answer(query: str) -> list[Any]:
-            return self.store.execute(
-                statement,  # type: ignore[arg-type]
-                [query],
-                prepare=prepare,
-            ).fetchall()
-
-        answer.iterative = iterative  # type: ignore[attr-defined]
-        return answer
+    def _ask(self, way: Way, query: str) -> list[Any]:
+        return self.store.execute(
+            way.statement,  # type: ignore[arg-type]
+            [query],
+            prepare=way.prepare,
+        ).fetchall()
 
     def _measure(
-        self, ways: dict[str, Answer], among: np.ndarray
+        self, ways: dict[str, Way], among: np.ndarray
     ) -> dict[str, dict[str, Any]]:
         """Round after round, every query of each way in turn. `among` (queries,
         vectors that match): similarities."""
@@ -193,13 +196,16 @@ class Bench:
         found: dict[str, list[list[int]]] = {name: [] for name in ways}
         for name, way in ways.items():  # warm, and what comes back
             self._iterate(way)
-            found[name] = [[int(row[0]) for row in way(q)] for q in self.queries]
+            found[name] = [
+                [int(row[0]) for row in self._ask(way, query)] for query in self.queries
+            ]
         for turn in range(self.rounds):
-            for query in self.queries:
-                for name, way in ways.items():
+            for number, query in enumerate(self.queries):
+                # the first to ask pays for the cold cache
+                for name, way in _rotated([*ways.items()], number + turn):
                     self._iterate(way)
                     began = time.perf_counter()
-                    way(query)
+                    self._ask(way, query)
                     took[name][turn].append(time.perf_counter() - began)
         return {
             name: {
@@ -218,11 +224,15 @@ class Bench:
         ]
         return float(statistics.mean(right))
 
-    def _iterate(self, way: Answer) -> None:
-        wanted = way.iterative  # type: ignore[attr-defined]
-        if wanted != getattr(self, "_now", None):
-            self.store.execute(f"SET hnsw.iterative_scan = {wanted}")
-            self._now = wanted
+    def _iterate(self, way: Way) -> None:
+        if way.iterative != self.iterative:
+            self.store.execute(f"SET hnsw.iterative_scan = {way.iterative}")
+            self.iterative = way.iterative
+
+
+def _rotated(items: list[Any], by: int) -> list[Any]:
+    by %= len(items)
+    return items[by:] + items[:by]
 
 
 def show(found: dict[str, Any]) -> None:

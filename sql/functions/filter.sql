@@ -162,7 +162,9 @@ BEGIN
         RETURN NULL;
     END IF;
     IF counted AND version.unit = 'record' AND records::int + predicted::int + labelled::int = 1
-       AND NOT coalesce(filter ? 'key' OR jsonb_path_exists(filter, '$.* ? (@ == null || @ == false)'), false)
+       AND NOT coalesce(filter ? 'key'
+                        OR jsonb_path_exists(filter - '{score,event_time}'::text[],
+                                             '$.* ? (@ == null || @ == false)'), false)
     THEN
         conditions := CASE
             WHEN records THEN ARRAY[format('r.use_case = %s', version.use_case)]

@@ -49,7 +49,7 @@ BEGIN
                      WHEN found.exhausted THEN 'hnsw, then exact' ELSE 'hnsw' END,
         'vectors', choice.vectors,
         'matches', CASE WHEN choice.exact THEN choice.matches::text
-                        ELSE coalesce('more than ' || (choice.matches - 1), 'not counted') END,
+                        ELSE 'more than ' || choice.exact_up_to END,
         'exact_up_to', choice.exact_up_to,
         'index', choice.index,
         'ef_search', CASE WHEN scans > 0 THEN ef_search END,
