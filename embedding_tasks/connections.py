@@ -279,8 +279,14 @@ def _parts(uri: str) -> dict[str, Any]:
         "login": unquote(split.username or ""),
         "password": unquote(split.password or ""),
         "schema": unquote(split.path.lstrip("/")),
-        "extra": dict(parse_qsl(split.query)),
+        "extra": _extra(dict(parse_qsl(split.query))),
     }
+
+
+def _extra(query: dict[str, str]) -> Mapping[str, Any]:
+    """Airflow writes an `extra` that is more than texts as one JSON value."""
+    whole = query.pop("__extra__", None)
+    return {**query, **(_json(whole) if whole else {})}
 
 
 def _variable(connection_id: str) -> str:

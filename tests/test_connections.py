@@ -17,7 +17,7 @@ from embedding_tasks.use_case import Source
     ("value", "parts"),
     [
         (
-            "postgres://me:p%40ss@db.example:6543/app?sslmode=require&__extra__=x",
+            "postgres://me:p%40ss@db.example:6543/app?sslmode=require&other=x",
             {
                 "user": "me",
                 "password": "p@ss",
@@ -25,6 +25,17 @@ from embedding_tasks.use_case import Source
                 "port": "6543",
                 "dbname": "app",
                 "sslmode": "require",
+            },
+        ),
+        (
+            # as Airflow writes an extra with anything in it but texts
+            "postgres://db/app?__extra__=%7B%22sslmode%22%3A+%22verify-full%22%2C+"
+            "%22keepalives_idle%22%3A+30%7D",
+            {
+                "host": "db",
+                "dbname": "app",
+                "sslmode": "verify-full",
+                "keepalives_idle": "30",
             },
         ),
         (

@@ -13,6 +13,7 @@ from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, StoreError
 from embedding_tasks.store import migrate, roles
 from embedding_tasks.store.roles import Names
+from tests import search_store
 from tests.fix_cli import Command
 from tests.fix_project import Project, end_state
 
@@ -123,6 +124,50 @@ def test_what_a_writer_says_of_a_version_drops_no_other_table(
             writer,
             "SELECT embedline.drop_vector_table(m) FROM embedline.model_version m",
         )
+
+
+def test_a_table_of_the_machine_room_is_no_table_of_vectors(
+    names: Names, login: Login, store: Connection, store_dsn: str
+) -> None:
+    search_store.make(store, count=10)
+    store.execute("DROP VIEW embedline.index_status")  # which would hold it
+    writer = login(store_dsn, "etl", names.writer)
+    ask(writer, "UPDATE embedline.model_version SET table_name = 'vector_index'")
+    drop = "SELECT embedline.drop_vector_table(m) FROM embedline.model_version m"
+    with pytest.raises(psycopg.errors.InvalidName, match="no name of a table"):
+        ask(writer, drop)
+
+
+def test_what_a_writer_calls_a_feature_is_never_run(
+    names: Names, login: Login, store: Connection, store_dsn: str
+) -> None:
+    """It is in the text of a view, which a search of words runs as the owner."""
+    made = search_store.make(store, count=10)
+    feature = (
+        "f\nUNION ALL SELECT"
+        " embedline.set_view(1, $$forged$$, $$SELECT 1$$, $$$$)::text, 0,"
+        " NULL::int4range, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 1,"
+        " NULL, NULL, NULL --"
+    )
+    with psycopg.connect(
+        login(store_dsn, "etl", names.writer), autocommit=True
+    ) as writer:
+        for line_end in ("\n", "\r"):
+            name = feature.replace("\n", line_end)
+            writer.execute(
+                "UPDATE embedline.use_case SET features = %s, labelled_unit = 'word'",
+                [[name]],
+            )
+            writer.execute(
+                "UPDATE embedline.model_version SET unit = 'word', feature = %s", [name]
+            )
+            writer.execute("SELECT embedline.refresh_views(1, false)")
+            found = writer.execute(
+                "SELECT * FROM embeddings.nearest('things', %s::vector, 3)",
+                [str(made.vectors[0].tolist())],
+            )
+            assert len(found.fetchall()) == 3
+    assert ask(store_dsn, "SELECT to_regclass('embeddings.forged')") == [(None,)]
 
 
 def test_a_reader_asks_the_views_and_not_the_machine_room(
@@ -252,6 +297,15 @@ def test_making_roles_again_changes_nothing_and_an_upgrade_keeps_them(
     with psycopg.connect(owner, autocommit=True) as connection:
         assert len(migrate.apply(connection)) > 3
     assert ask(store_dsn, rights) == before
+
+
+def test_init_warns_where_everybody_may_create_functions_beside_pgvector(
+    project: Project, embedline: Command, store: Connection
+) -> None:
+    """As PostgreSQL 14 has it: a better match than PostgreSQL's own would be called."""
+    assert "REVOKE" not in embedline("init")
+    store.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    assert 'REVOKE CREATE ON SCHEMA "public" FROM PUBLIC' in embedline("init")
 
 
 def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(

@@ -126,6 +126,7 @@ def test_the_caller_s_settings_are_his_own(store: Connection) -> None:
     made = make(store, count=2000)
     add_index(store, made)
     names = ("hnsw.ef_search", "hnsw.iterative_scan", "hnsw.max_scan_tuples")
+    names += ("ivfflat.iterative_scan",)
     names += ("enable_sort", "jit", "search_path")
     with store.transaction():
         store.execute("SET LOCAL hnsw.ef_search = 77; SET LOCAL jit = on")
@@ -220,3 +221,22 @@ def test_every_search_takes_the_filter(store: Connection) -> None:
         found = {*keys(ask(store, str(call), *given))}
         assert len(found) == 9, call
         assert found <= red, call
+
+
+def test_k_come_back_by_an_ivfflat_index_of_one_s_own(store: Connection) -> None:
+    """It looks into one list of vectors, unless it may go on."""
+    made = make(store, count=2000)
+    store.execute(
+        f"CREATE INDEX ON embedline.{made.table} USING ivfflat"
+        " (embedding vector_cosine_ops) WITH (lists = 100); ANALYZE"
+    )
+    store.execute("SET enable_seqscan = off")
+    query = made.vectors[3]
+    assert len(ask(store, NEAREST, query, 300, None)) == 300
+    assert len(ask(store, NEAREST, query, 300, {"score": [0.2, None]})) == 300
+    of_one = {(r["key"], r["other_key"]) for r in _pairs_of(store, "k3")}
+    assert len(of_one) == 300
+
+
+def _pairs_of(store: Connection, key: str) -> list[dict[str, Any]]:
+    return ask(store, "duplicates('things', 9, 300, filter => %s)", {"key": key})

@@ -308,7 +308,12 @@ def test_nulls_find_nothing_and_huge_counts_everything(store: Connection) -> Non
         assert len(ask(store, call, made.vectors[0], huge)) == count
     assert len(ask(store, "neighbors('things', 'k1', %s)", huge)) == 49
     assert len(ask(store, "nearest_to('things', '{k1,k2}', k => %s)", huge)) == 48
-    for call in ("nearest('things', %s::vector, 0)", "mmr('things', %s::vector, -1)"):
+    add_index(store, made)
+    for call in (
+        "nearest('things', %s::vector, 0)",
+        "explain_nearest('things', %s::vector, -1)",
+        "mmr('things', %s::vector, -1)",
+    ):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="k must be"):
             ask(store, call, made.vectors[0])
 

@@ -11,6 +11,7 @@ import pytest
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.store.roles import Names
+from tests import search_store
 from tests.fix_cli import Command
 from tests.fix_project import Project, row_versions, vector_versions
 
@@ -391,3 +392,33 @@ def test_tenants_come_and_go_with_the_file(
     full_use_case.run()
     assert ask(reader, count) == [(120,)]
     assert row_versions(store, "vector_%") == written
+
+
+@pytest.mark.parametrize("owned", [("k1", "k2"), tuple(f"k{n}" for n in range(1, 400))])
+def test_an_index_of_all_hides_no_pair_of_his_own(
+    store: Connection, store_dsn: str, login: Login, prefix: str, owned: tuple[str, ...]
+) -> None:
+    """It gives up after so many vectors, which may all be other people's."""
+    made = search_store.make(store, count=1000)
+    search_store.add_index(store, made)
+    reader = login(store_dsn, "acme")
+    store.execute("UPDATE embedline.use_case SET tenanted = true")
+    store.execute("SELECT embedline.refresh_views(1, false)")
+    store.execute(
+        "UPDATE embedline.record SET tenant = 'acme' WHERE key = ANY (%s)", [[*owned]]
+    )
+    store.execute(
+        f"GRANT USAGE ON SCHEMA embeddings TO {prefix}_acme;"
+        f"GRANT SELECT ON embeddings.things TO {prefix}_acme;"
+        f"SELECT embedline.grant_tenant('{prefix}_acme', 'acme')"
+    )
+    with psycopg.connect(reader, autocommit=True) as acme:
+        acme.execute("SET hnsw.max_scan_tuples = 1")
+        for limit in (2, 10):
+            found = acme.execute(
+                "SELECT key, other_key FROM embeddings.duplicates('things', 2, %s)"
+                " ORDER BY 1, 2",
+                [limit],
+            ).fetchall()
+            assert {key for pair in found for key in pair} == {*owned}
+            assert len(found) >= limit * len(owned) / 2 or len(owned) == 2

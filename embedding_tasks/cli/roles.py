@@ -35,10 +35,14 @@ def of_store(store: Connection, names: Names, *, dry_run: bool) -> None:
     terminal.say(
         f"roles {names.owner}, {names.writer}, {names.reader}: grant them to logins"
     )
+
+
+def warn_of_functions_of_others(store: Connection) -> None:
     if schema := roles.open_to_functions_of_others(store):
         terminal.warn(
             f"everybody may create functions in the schema {schema!r}, where pgvector "
-            f'is; say: REVOKE CREATE ON SCHEMA "{schema}" FROM PUBLIC'
+            "is, and who may search could have one of his run with the store owner's "
+            f'rights; say: REVOKE CREATE ON SCHEMA "{schema}" FROM PUBLIC'
         )
 
 

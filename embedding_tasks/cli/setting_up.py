@@ -55,6 +55,7 @@ def init(
             for name in applied:
                 terminal.say(f"applied sql/{name}")
             terminal.say(f"the store ({describe(conninfo)}) is up to date")
+            making_roles.warn_of_functions_of_others(store)
         if roles:
             making_roles.of_store(store, names, dry_run=dry_run)
     if source:

@@ -7,12 +7,29 @@ LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 SET hnsw.ef_search = 40
 SET hnsw.iterative_scan = 'relaxed_order'
+SET ivfflat.iterative_scan = 'relaxed_order'
+SET hnsw.max_scan_tuples = 20000
 SET jit = off
 AS $$
+DECLARE
+    ef_search int := least(1000, greatest(40, 2 * k));
+    others    text := embedline.selection(version, NULL);
+    own       text := '';
+    choice    embedline.choice;
 BEGIN
-    PERFORM set_config('hnsw.ef_search', least(1000, greatest(40, 2 * k))::text, true);
+    PERFORM set_config('hnsw.ef_search', ef_search::text, true);
+    -- where records belong to tenants an index may give up before k are his who asks
+    IF others IS NOT NULL THEN
+        choice := embedline.choose(version, k + 1, NULL, ef_search);
+        IF choice.exact THEN
+            own := format('own AS MATERIALIZED (SELECT v.key, v.unit, v.embedding %s),', others);
+            others := 'FROM own v';
+        ELSE
+            PERFORM set_config('hnsw.max_scan_tuples', choice.max_scan_tuples::text, true);
+        END IF;
+    END IF;
     EXECUTE format(
-        'WITH near AS (
+        'WITH %4$s near AS (
             SELECT a.key, a.unit, b.key AS other_key, b.unit AS other_unit, b.distance
               FROM (SELECT v.key, v.unit, v.embedding %1$s) a
              CROSS JOIN LATERAL (
@@ -25,8 +42,7 @@ BEGIN
                  SELECT other_key, other_unit, key, unit, distance FROM near
                   WHERE (key, unit) > (other_key, other_unit)) p',
         coalesce(embedline.selection(version, filter), embedline.everything(version)),
-        embedline.distance_operator(version.distance),
-        coalesce(embedline.selection(version, NULL), embedline.everything(version)))
+        embedline.distance_operator(version.distance), coalesce(others, embedline.everything(version)), own)
        INTO keys, units, other_keys, other_units, distances USING k + 1, max_distance;
 END
 $$;

@@ -72,7 +72,7 @@ BEGIN
         IF kind = 'float8' THEN
             PERFORM ends[1]::float8, ends[2]::float8;
         ELSE
-            ends := ARRAY[ends[1]::timestamptz, ends[2]::timestamptz];
+            PERFORM ends[1]::timestamptz, ends[2]::timestamptz;
         END IF;
     EXCEPTION WHEN data_exception THEN
         PERFORM embedline.refuse_filter(format('filter %s takes two ends in a list, not %s', name, value));

@@ -38,6 +38,7 @@ DECLARE
     found   embedline.found;
     began   timestamptz;
 BEGIN
+    k := embedline.require_between('k', k, 1, NULL);
     ef_search := coalesce(ef_search, embedline.default_ef_search(k, filter));
     choice := embedline.choose(version, k, filter, ef_search);
     scans := pg_stat_get_xact_numscans(choice.index);

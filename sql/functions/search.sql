@@ -124,6 +124,7 @@ LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 SET hnsw.ef_search = 40
 SET hnsw.iterative_scan = 'relaxed_order'
+SET ivfflat.iterative_scan = 'relaxed_order'
 SET hnsw.max_scan_tuples = 20000
 SET enable_sort = on
 SET jit = off

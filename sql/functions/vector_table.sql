@@ -9,7 +9,7 @@ DECLARE
     stored embedline.model_version;
 BEGIN
     SELECT * INTO STRICT stored FROM embedline.model_version m WHERE m.id = version.id;
-    IF NOT starts_with(stored.table_name, 'vector_') THEN
+    IF stored.table_name !~ '^vector_[a-z0-9_]+_v[0-9]+$' THEN
         RAISE EXCEPTION '% is no name of a table of vectors', quote_literal(stored.table_name)
             USING ERRCODE = 'invalid_name';
     END IF;

@@ -172,7 +172,8 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    made text := query || E'\n-- ' || comment;
+    -- in one line: searches run this text, and what a writer called a feature is in it
+    made text := query || E'\n-- ' || translate(comment, E'\n\r', '  ');
 BEGIN
     IF to_regclass(format('embeddings.%I', view_name)) IS NOT NULL
        AND EXISTS (SELECT FROM embedline.view v WHERE v.name = view_name AND v.definition = made) THEN
