@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
-from benchmarks import harness, tweet_store
+from benchmarks import harness, tweet_store, tweet_vectors
 from embedding_tasks.connections import Connection
 from embedding_tasks.store import versions
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--vectors", type=Path, default=tweet_store.CACHE)
+    parser.add_argument("--vectors", type=Path, default=tweet_vectors.FILE)
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
     with tweet_store.opened(asked.rows, asked.vectors) as (store, vectors):
