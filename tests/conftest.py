@@ -6,6 +6,7 @@ import pytest
 
 pytest_plugins = (
     "tests.fix_cli",
+    "tests.fix_indexes",
     "tests.fix_postgres",
     "tests.fix_roles",
     "tests.fix_models",
