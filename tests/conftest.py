@@ -6,11 +6,11 @@ import pytest
 
 pytest_plugins = (
     "tests.fix_cli",
-    "tests.fix_indexes",
     "tests.fix_postgres",
     "tests.fix_roles",
     "tests.fix_models",
     "tests.fix_project",
+    "tests.fix_indexes",
     "tests.fix_servers",
 )
 

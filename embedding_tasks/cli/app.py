@@ -23,6 +23,9 @@ app = typer.Typer(
 out, err = terminal.out, terminal.err
 
 Name = Annotated[str, typer.Argument(help="a use case: use_cases/NAME.yaml")]
+OneName = Annotated[
+    str | None, typer.Argument(help="one use case only: use_cases/NAME.yaml")
+]
 Key = Annotated[str, typer.Argument(help="a record's key")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Feature = Annotated[
