@@ -233,6 +233,19 @@ def test_a_reader_reads_and_exports(
         embedding_tasks.read("messages", version=1)
 
 
+def test_what_a_role_may_not_do_is_said(
+    full_use_case: Project,
+    names: Names,
+    login: Login,
+    store_dsn: str,
+    embedline: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", login(store_dsn, "r", names.reader))
+    printed = embedline("run", "messages", code=1)
+    assert 'denied for table use_case; docs/deploy.md, "Rights"' in printed
+
+
 def test_others_may_do_nothing(
     full_use_case: Project, names: Names, login: Login, store_dsn: str
 ) -> None:
