@@ -51,9 +51,7 @@ def main() -> None:
     parser.add_argument("--storage", choices=["vector", "halfvec"], default="vector")
     parser.add_argument("--churn", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.05, 0.2])
-    parser.add_argument(
-        "--vectors", type=Path, default=RESULTS.parent / "tweets_minilm.npy"
-    )
+    parser.add_argument("--vectors", type=Path, default=tweet_vectors.FILE)
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
     real = tweet_vectors.load(asked.vectors)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
-from benchmarks import harness, tweet_store
+from benchmarks import harness, tweet_store, tweet_vectors
 from embedding_tasks.connections import Connection
 from embedding_tasks.store import versions
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--vectors", type=Path, default=tweet_store.CACHE)
+    parser.add_argument("--vectors", type=Path, default=tweet_vectors.FILE)
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
     with tweet_store.opened(asked.rows, asked.vectors) as (store, vectors):
@@ -86,7 +86,7 @@ def main() -> None:
             "queries": asked.queries,
             "build_seconds": bench.build_seconds,
             "unfiltered": [bench.unfiltered(ef) for ef in EF_SEARCH],
-            "filtered": [bench.filtered(name) for name in FILTERS],
+            "filtered": [f for f in map(bench.filtered, FILTERS) if f is not None],
         }
     show(found)
     harness.save(asked.json, found, seed=SEED, k=K)
@@ -140,7 +140,8 @@ class Bench:
         )
         return f"SELECT {COLUMNS} FROM ({nearest}) n {company} ORDER BY n.distance"
 
-    def filtered(self, name: str) -> dict[str, Any]:
+    def filtered(self, name: str) -> dict[str, Any] | None:
+        """None where no row passes, as with few `--rows`."""
         key, value = FILTERS[name]
         company = COMPANY.format(
             use_case=self.version.use_case, version=self.version.id
@@ -154,6 +155,8 @@ class Bench:
         kept = np.array(
             [int(k) for (k,) in self.store.execute(f"SELECT n.key {kept_by}")]
         )
+        if not len(kept):
+            return None
         self.store.execute("RESET hnsw.ef_search")
         filter = json.dumps({key: value})
         ours = (

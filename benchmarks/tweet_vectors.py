@@ -18,10 +18,11 @@ from embedding_tasks.store.versions import ModelVersion
 
 Vectors = npt.NDArray[np.float32]
 
+FILE = Path(__file__).parent / "results" / "tweets_minilm.npy"
 _CHUNK = 2048
 
 
-def load(path: Path) -> Vectors:
+def load(path: Path = FILE) -> Vectors:
     """Shape (38158, 384), not normalised, in the corpus' file order; made and kept in
     `path` where it is missing: six to ten minutes of a processor."""
     if not path.exists():

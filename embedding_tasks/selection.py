@@ -127,7 +127,25 @@ def select(
     version: int | None = None,
 ) -> Selection:
     """To be called in a transaction, which then holds what is read: no promotion
-    changes it before the end. Raises `SearchError`, which lists what is valid."""
+    changes it before the end. Raises `SearchError`, which lists what is valid, or says
+    which right is lacking."""
+    try:
+        return _select(store, use_case, where, columns, feature, version)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SearchError(
+            f"{error.diag.message_primary}; what serves is read by a role that has the "
+            "reader's rights (embedline init --roles), another version by the writer's"
+        ) from error
+
+
+def _select(
+    store: Connection,
+    use_case: str,
+    where: Where | None,
+    columns: Sequence[str] | None,
+    feature: str | None,
+    version: int | None,
+) -> Selection:
     relation, made_by = _asked(store, use_case, feature, version)
     available = _columns(store, relation)
     # held by now: no promotion can come between
@@ -169,12 +187,8 @@ def _asked(
         beside = _side_by_side(store, use_case, serving)
         if beside:
             return sql.Identifier("embeddings", use_case), beside
-    row = store.execute(
-        "SELECT embedline.view_name(m) FROM embedline.model_version m WHERE id = %s",
-        [serving.id],
-    ).fetchone()
-    assert row is not None
-    return sql.Identifier("embeddings", row[0]), [serving]
+    own = "" if serving.feature == ONE_FEATURE else f"__{serving.feature}"
+    return sql.Identifier("embeddings", use_case + own), [serving]
 
 
 def _side_by_side(
@@ -182,9 +196,9 @@ def _side_by_side(
 ) -> list[ModelVersion]:
     """The versions in the view of all features; none where there is no such view."""
     found = store.execute(
-        "SELECT FROM embedline.view WHERE name = %s", [use_case]
+        "SELECT to_regclass(format('embeddings.%%I', %s::text)) IS NOT NULL", [use_case]
     ).fetchone()
-    live = versions.live(store, serving.use_case) if found is not None else []
+    live = versions.live(store, serving.use_case) if found == (True,) else []
     return [v for v in live if v.serves and v.unit == "record"]
 
 

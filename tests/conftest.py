@@ -10,6 +10,7 @@ pytest_plugins = (
     "tests.fix_roles",
     "tests.fix_models",
     "tests.fix_project",
+    "tests.fix_indexes",
     "tests.fix_servers",
 )
 

@@ -10,73 +10,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
-import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
 
-from embedding_tasks import maintenance, promotion, run
+from embedding_tasks import maintenance, run
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.index_policy import Step
 from embedding_tasks.local.signals import interruptible
-from embedding_tasks.store import index, migrate, recall, versions
+from embedding_tasks.store import index, migrate
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.index import Memory, Progress
-from embedding_tasks.store.versions import ModelVersion
+from tests.fix_indexes import fill, indexes, live, maintain, planned, records
 from tests.fix_project import Project
 
 Write = Callable[..., None]
-
-
-@pytest.fixture
-def indexed(project: Project, write_messages: Write) -> Project:
-    """Sixty records, of which an index is due."""
-    project.use_case(storage={"index": {"min_rows": 50}})
-    write_messages(range(60))
-    project.run()
-    return project
-
-
-def fill(store: Connection, rows: int, seed: int = 0) -> None:
-    """Vectors that no ledger knows, beside those of the first version."""
-    version = live(store)[0]
-    vectors = np.random.default_rng(seed).normal(size=(rows, version.dims))
-    statement = sql.SQL(
-        "COPY {} (key, unit, input_hash, embedding, run_id) FROM STDIN"
-    ).format(version.table)
-    with store.cursor().copy(statement) as out:
-        for number, vector in enumerate(vectors):
-            told = f"[{','.join(f'{x:.4f}' for x in vector)}]"
-            out.write_row((f"more {seed} {number}", 0, b"\0", told, 1))
-
-
-def live(store: Connection) -> list[ModelVersion]:
-    return versions.live_by_name(store, "messages")
-
-
-def maintain(project: Project, **options: Any) -> list[str]:
-    case = project.use_case(**options)
-    return [step.work for step in maintenance.maintain(open_store, [case])]
-
-
-def planned(project: Project, store: Connection) -> list[tuple[str, str]]:
-    steps = maintenance.plan(store, [project.use_case()])
-    return [(step.work, step.why) for step in steps]
-
-
-def indexes(store: Connection, place: int = 0) -> dict[str, bool]:
-    """Name and whether it is valid."""
-    found = index.existing(store, live(store)[place])
-    return {i.name: i.is_valid for i in found}
-
-
-def records(store: Connection) -> list[tuple[Any, ...]]:
-    return store.execute(
-        "SELECT work, rows, recall FROM embedline.vector_index ORDER BY id"
-    ).fetchall()
 
 
 def test_an_index_that_is_due_is_built_measured_and_used(
@@ -383,133 +333,6 @@ def test_a_build_has_the_memory_it_needs_up_to_what_is_allowed(
         index.memory(store, 10**6, version)
 
 
-def test_recall_is_that_of_a_search_by_hand(
-    project: Project, store: Connection, write_messages: Write
-) -> None:
-    """A poor index, of which recall must be measurably lost, and the same by numpy."""
-    write_messages(range(1))
-    project.run()
-    fill(store, 6000)
-    poor = {"min_rows": 1, "m": 2, "ef_construction": 4}
-    maintain(project, storage={"index": poor})
-    version = live(store)[0]
-    measured = records(store)[-1][2]
-    assert measured < 0.95
-    rows = store.execute(
-        sql.SQL("SELECT key, embedding::real[] FROM {}").format(version.table)
-    ).fetchall()
-    names = [key for key, _ in rows]
-    vectors = np.array([vector for _, vector in rows])
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    shares = []
-    store.execute("SET enable_seqscan = off")
-    for place in range(0, 6000, 20):
-        true = np.argsort(-(vectors @ vectors[place]))[1:11]
-        found = store.execute(
-            sql.SQL(
-                "SELECT key FROM {0} ORDER BY embedding <=> (SELECT embedding FROM {0}"
-                " WHERE key = %s) LIMIT 11"
-            ).format(version.table),
-            [names[place]],
-        ).fetchall()
-        shares.append(len({names[i] for i in true} & {k for (k,) in found}) / 10)
-    assert measured == pytest.approx(np.mean(shares), abs=0.05)
-
-
-def test_that_a_vector_finds_itself_is_no_recall(
-    indexed: Project, store: Connection
-) -> None:
-    maintain(indexed)
-    version = live(store)[0]
-    sample = [("7", 0), ("8", 0)]
-    for settings in (recall._EXACT, recall._BY_INDEX):
-        with store.transaction():
-            found = recall._distances(store, version, sample, settings)
-        assert [len(distances) for distances in found] == [10, 10]
-        assert min(map(min, found)) > 1e-5
-
-
-def test_of_equally_near_neighbours_either_is_right(
-    indexed: Project, store: Connection
-) -> None:
-    version = live(store)[0]
-    store.execute(
-        sql.SQL(
-            "UPDATE {0} SET embedding = (SELECT embedding FROM {0} LIMIT 1)"
-        ).format(version.table)
-    )
-    maintain(indexed)
-    assert recall.measure(store, version, 60) == recall.Recall(1.0, 10, 40, 60)
-
-
-def test_a_version_gets_its_index_before_it_serves(
-    indexed: Project, store: Connection
-) -> None:
-    maintain(indexed)
-    searched = []
-    stop = threading.Event()
-
-    def watch() -> None:
-        with connect(store.info.dsn, role="store") as own:
-            while not stop.is_set():
-                searched.append(
-                    own.execute(
-                        "SELECT search FROM embedline.index_status"
-                        " WHERE state = 'active'"
-                    ).fetchone()
-                )
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        indexed.use_case(pooling="mean")
-        indexed.run()
-    finally:
-        stop.set()
-        thread.join()
-    assert [(v.version, v.state) for v in live(store)] == [(2, "active")]
-    assert set(searched) == {("approximate",)}
-    assert list(indexes(store).values()) == [True]
-
-
-def test_a_version_that_is_promoted_by_hand_has_its_index_by_then(
-    indexed: Project, store: Connection
-) -> None:
-    indexed.use_case(pooling="mean", auto_promote=False)
-    indexed.run()
-    built = indexes(store, place=1)
-    assert list(built.values()) == [True]
-    assert indexes(store) == {}  # the serving one's is for `maintain`
-    store.execute(sql.SQL("DROP INDEX embedline.{}").format(sql.Identifier(*built)))
-    promotion.promote(indexed.request())
-    assert [v.version for v in live(store)] == [2]
-    assert indexes(store) == built
-
-
-def test_a_small_version_takes_over_without_an_index(
-    project: Project, store: Connection, write_messages: Write
-) -> None:
-    write_messages(range(60))
-    project.run()
-    project.use_case(pooling="mean")
-    project.run()
-    assert [v.version for v in live(store)] == [2]
-    assert indexes(store) == {}
-
-
-def test_retired_versions_are_dropped_when_it_is_time(
-    indexed: Project, store: Connection
-) -> None:
-    indexed.use_case(pooling="mean")
-    indexed.run()
-    maintain(indexed)
-    store.execute("UPDATE embedline.model_version SET retired_at = '2026-01-01'")
-    why = "the whole version: retired, and kept for 30 days"
-    assert planned(indexed, store)[-1] == ("drop", why)
-    assert maintain(indexed) == ["drop"]
-    assert maintain(indexed) == []
-
-
 @pytest.mark.parametrize(
     ("dims", "storage", "advice"),
     [
@@ -560,25 +383,6 @@ def test_a_build_that_nobody_watches_says_how_far_it_is(
         line for line in caplog.messages if "phase='building index: loading" in line
     ]
     assert len(told) == 1
-
-
-def test_a_version_that_goes_meanwhile_keeps_no_other_from_its_index(
-    indexed: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is retired, and its table dropped, after it was found to be live."""
-    found = versions.live_by_name
-
-    def overtaken(own: Connection, name: str) -> list[ModelVersion]:
-        listed = found(own, name)
-        if len(listed) > 1:
-            versions.retire(store, listed[1])
-            store.execute(sql.SQL("DROP TABLE {}").format(listed[1].table))
-        return listed
-
-    indexed.use_case(pooling="mean")
-    run.sync_stage(indexed.request())
-    monkeypatch.setattr(versions, "live_by_name", overtaken)
-    assert maintain(indexed) == ["build"]
 
 
 def test_pgvector_may_live_in_a_schema_of_its_own(

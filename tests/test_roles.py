@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+import embedding_tasks
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import ConfigError, StoreError
+from embedding_tasks.errors import ConfigError, SearchError, StoreError
 from embedding_tasks.store import migrate, roles
 from embedding_tasks.store.roles import Names
 from tests import search_store
@@ -253,6 +255,40 @@ def test_a_reader_searches(
     monkeypatch.setenv("EMBEDLINE_STORE_DSN", reader)
     assert "message number" in embedline("search", "messages", "message number 4")
     assert "messages" in embedline("status")
+
+
+def test_a_reader_reads_and_exports(
+    full_use_case: Project,
+    names: Names,
+    login: Login,
+    store_dsn: str,
+    embedline: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    full_use_case.run()
+    full_use_case.use_case(pooling="mean")
+    full_use_case.run()
+    serving = embedding_tasks.read("messages", columns=["key", "embedding"])
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", login(store_dsn, "r", names.reader))
+    read = embedding_tasks.read("messages", columns=["key", "embedding"])
+    assert len(read) == len(serving) > 0
+    assert "wrote" in embedline("export", "messages", "--to", str(tmp_path / "out"))
+    with pytest.raises(SearchError, match="another version by the writer's"):
+        embedding_tasks.read("messages", version=1)
+
+
+def test_what_a_role_may_not_do_is_said(
+    full_use_case: Project,
+    names: Names,
+    login: Login,
+    store_dsn: str,
+    embedline: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", login(store_dsn, "r", names.reader))
+    printed = embedline("run", "messages", code=1)
+    assert 'denied for table use_case; docs/deploy.md, "Rights"' in printed
 
 
 def test_others_may_do_nothing(

@@ -214,7 +214,7 @@ def test_a_search_from_the_terminal_takes_a_filter(
     assert "nothing found" in embedline("search", "messages", "x", "--label", "nobody")
     for wrong, says in (
         (["--tag", "x"], "--tag 'x' is no TAG=VALUE"),
-        (["--since", "soon"], "filter event_time takes two ends"),
+        (["--since", "soon"], "since: is no date or time; valid: e.g. 2026-03-01"),
         (["--key", "--hybrid"], "do not go together"),
         (["--hybrid", "--language", "klingon"], "klingon"),
     ):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
+import psycopg
 import typer
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -23,6 +24,9 @@ app = typer.Typer(
 out, err = terminal.out, terminal.err
 
 Name = Annotated[str, typer.Argument(help="a use case: use_cases/NAME.yaml")]
+OneName = Annotated[
+    str | None, typer.Argument(help="one use case only: use_cases/NAME.yaml")
+]
 Key = Annotated[str, typer.Argument(help="a record's key")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Feature = Annotated[
@@ -35,9 +39,16 @@ def main() -> None:
     try:
         app()
     except EmbedlineError as error:
-        text = f"[red]error:[/red] {escape(str(error))}"
-        err.print(text, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(str(error))
+    except psycopg.errors.InsufficientPrivilege as error:
+        said = error.diag.message_primary
+        _fail(f'{said}; docs/deploy.md, "Rights", says which role may do what')
+
+
+def _fail(said: str) -> NoReturn:
+    text = f"[red]error:[/red] {escape(said)}"
+    err.print(text, highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 @app.callback()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.markup import escape
 
 from embedding_tasks import terminal, use_case
-from embedding_tasks.cli.app import AsJson, Feature, Key, Name, app
+from embedding_tasks.cli.app import AsJson, Feature, Key, Name, OneName, app
 
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(help="one use case only")] = None,
+    name: OneName = None,
     as_json: AsJson = False,
 ) -> None:
     """Coverage, backlog, oldest pending age and dead records: exact numbers."""

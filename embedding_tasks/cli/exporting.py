@@ -18,27 +18,27 @@ from embedding_tasks.local.signals import interruptible
 @app.command()
 def export(
     name: Name,
-    to: Annotated[Path, typer.Option(help="a folder for the files")],
+    to: Annotated[Path, typer.Option(help="the folder for the files")],
     where: Annotated[
-        str | None, typer.Option(help="""a filter in JSON, as '{"label": "bug"}'""")
+        str | None, typer.Option(help="""a filter, as '{"label": "bug"}'""")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(help="some of the view's, with commas between")
+        str | None, typer.Option(help="some columns of the view, as key,label")
     ] = None,
     feature: Feature = None,
     model_version: Annotated[
-        int | None, typer.Option(help="another one than serves")
+        int | None, typer.Option(help="one that does not serve")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="in a file")] = 100_000,
+    rows: Annotated[int, typer.Option(min=1, help="of a file, at most")] = 100_000,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="remove the export that is there")
+        bool, typer.Option("--overwrite", help="begin anew, over the export there")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="count what would be written, and write nothing")
+        bool,
+        typer.Option("--dry-run", help="count what would be written, write nothing"),
     ] = False,
 ) -> None:
-    """Write a use case's rows, vectors included, into Parquet files; an interrupted
-    export goes on where it stopped."""
+    """Write a use case's rows into Parquet files; it can go on later."""
     from embedding_tasks import export as exports
 
     with interruptible(), terminal.bar() as progress:

@@ -10,18 +10,17 @@ import typer
 from rich.markup import escape
 
 from embedding_tasks import terminal, use_case
-from embedding_tasks.cli.app import AsJson, app, err
+from embedding_tasks.cli.app import AsJson, OneName, app, err
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.local.signals import interruptible
 
 
 @app.command()
 def maintain(
-    name: Annotated[
-        str | None, typer.Argument(help="one use case only: use_cases/NAME.yaml")
-    ] = None,
+    name: OneName = None,
     dry_run: Annotated[
-        bool, typer.Option(help="say what would be done and why, and do nothing")
+        bool,
+        typer.Option("--dry-run", help="say what would be done and why, do nothing"),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

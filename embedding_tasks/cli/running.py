@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 def run(
     name: Name,
     reembed: Annotated[
-        bool, typer.Option(help="make all vectors anew, changed or not")
+        bool, typer.Option("--reembed", help="make all vectors anew, changed or not")
     ] = False,
     audit: Annotated[
-        bool, typer.Option(help="read every row of the source again")
+        bool, typer.Option("--audit", help="read every row of the source again")
     ] = False,
     allow_deletes: Annotated[
-        bool, typer.Option(help="let the delete guard pass, this once")
+        bool,
+        typer.Option("--allow-deletes", help="let the delete guard pass, this once"),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="count what would be done, and do nothing")
+        bool,
+        typer.Option("--dry-run", help="count what would be done, and do nothing"),
     ] = False,
 ) -> None:
     """Bring a use case's vectors in step with its source."""
@@ -90,7 +92,7 @@ def _tell(head: str, counts: Mapping[str, Any]) -> None:
 def work(
     name: Name,
     workers: Annotated[
-        str, typer.Option(help="processes: a number, or auto: one for each GPU")
+        str, typer.Option(help="processes: a number; auto: one for each GPU")
     ] = "1",
 ) -> None:
     """Help to embed what waits, as one or more workers, until nothing is left."""

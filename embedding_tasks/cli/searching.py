@@ -11,6 +11,7 @@ from rich.markup import escape
 from embedding_tasks import terminal
 from embedding_tasks.cli.app import AsJson, Count, Feature, Name, app
 from embedding_tasks.errors import SearchError
+from embedding_tasks.use_case.scope import Window
 
 FILTERS = "Only among"
 
@@ -29,7 +30,7 @@ def search(
         bool, typer.Option("--hybrid", help="by the text's words, too")
     ] = False,
     language: Annotated[
-        str, typer.Option(help="with --hybrid: a text search configuration")
+        str, typer.Option(help="with --hybrid: a text search configuration, as english")
     ] = "simple",
     feature: Feature = None,
     unit: Annotated[
@@ -37,35 +38,51 @@ def search(
         typer.Option(help="with --key: the number of its word, entity or object"),
     ] = None,
     prediction: Annotated[
-        Several, typer.Option(help="may be repeated", rich_help_panel=FILTERS)
+        Several, typer.Option(help="this one; repeatable", rich_help_panel=FILTERS)
     ] = None,
     label: Annotated[
-        Several, typer.Option(help="may be repeated", rich_help_panel=FILTERS)
+        Several, typer.Option(help="this one; repeatable", rich_help_panel=FILTERS)
     ] = None,
     misclassified: Annotated[
         bool | None,
-        typer.Option("--misclassified/--correct", rich_help_panel=FILTERS),
+        typer.Option(
+            "--misclassified/--correct",
+            help="prediction and label differ, or are the same",
+            rich_help_panel=FILTERS,
+        ),
     ] = None,
     labelled: Annotated[
-        bool | None, typer.Option("--labelled/--unlabelled", rich_help_panel=FILTERS)
+        bool | None,
+        typer.Option(
+            "--labelled/--unlabelled",
+            help="there is a label, or none",
+            rich_help_panel=FILTERS,
+        ),
     ] = None,
     score: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="least and most", rich_help_panel=FILTERS),
+        typer.Option(
+            metavar="LEAST MOST", help="both included", rich_help_panel=FILTERS
+        ),
     ] = None,
     since: Annotated[
-        str | None, typer.Option(help="event time", rich_help_panel=FILTERS)
+        str | None,
+        typer.Option(
+            help="event time from, e.g. 2026-03-01T00:00Z", rich_help_panel=FILTERS
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="event time, excluded", rich_help_panel=FILTERS)
+        str | None, typer.Option(help="event time before", rich_help_panel=FILTERS)
     ] = None,
     environment: Annotated[
-        Several, typer.Option(help="may be repeated", rich_help_panel=FILTERS)
+        Several, typer.Option(help="this one; repeatable", rich_help_panel=FILTERS)
     ] = None,
     tag: Annotated[
         Several,
         typer.Option(
-            metavar="TAG=VALUE", help="may be repeated", rich_help_panel=FILTERS
+            metavar="TAG=VALUE",
+            help="a value as JSON, or a text; repeatable",
+            rich_help_panel=FILTERS,
         ),
     ] = None,
     ef_search: Annotated[
@@ -85,13 +102,14 @@ def search(
         raise SearchError("--key, --hybrid and --explain do not go together")
     if hybrid and ef_search is not None:
         raise SearchError("--hybrid takes no --ef-search")
+    window = Window.parse(since, until)
     given = {
         "prediction": prediction,
         "label": label,
         "misclassified": misclassified,
         "labelled": labelled,
         "score": score and list(score),
-        "event_time": [since, until] if since or until else None,
+        "event_time": [window.since, window.until] if window else None,
         "environment": environment,
         "tags": dict(map(_tag, tag)) if tag else None,
     }

@@ -86,4 +86,5 @@ $$;
 COMMENT ON FUNCTION embeddings.duplicates(text, float8, int, jsonb, text) IS
     'Pairs of vectors no farther apart than `max_distance`, each pair once, the closest first; `conflict`: their '
     'labels differ. Looks at the k nearest of every vector that `filter` lets through; the other of a pair may be any. '
-    'With an HNSW index about a millisecond for each such vector; without one it compares each with all';
+    'With an HNSW index about a millisecond for each such vector; without one it compares each with all. `filter` and '
+    '`feature` as in embeddings.nearest';

@@ -20,9 +20,11 @@ $$;
 COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int, jsonb, int) IS
     'The k vectors of a use case nearest to a query vector made by the same model, nearest first, in the use '
     'case''s own distance (inner_product: negated), with prediction, score and label beside each. `feature`: of a '
-    'use case that declares several; its first one. `model_version`: refused where another one serves. `filter`: '
-    'see docs/sql.md, "Filters"; k rows come back whenever k match. `ef_search` (1 to 1000; null: 40, or 2 k if '
-    'that is more; with a filter twice as much): the higher, the nearer to exact, and the slower, where an HNSW index is used';
+    'use case that declares several (null: the first). `model_version`: that of the query, refused where another one '
+    'serves. `filter`: an object of any of `prediction`, `label`, `environment`, `key` (a value, or a list of which any '
+    'will do), `misclassified`, `labelled` (true or false), `score` ([least, most]), `event_time` ([since, until]) and '
+    '`tags` ({tag: value}); k rows come back whenever k match. `ef_search` (1 to 1000; null: 40, or 2 k if that is more; '
+    'with a filter twice as much): the higher, the nearer to exact, and the slower, where an HNSW index is used';
 
 CREATE OR REPLACE FUNCTION embeddings.explain_nearest(
     use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL,

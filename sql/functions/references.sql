@@ -59,7 +59,8 @@ EXCEPTION WHEN undefined_table THEN
 END
 $$;
 COMMENT ON FUNCTION embeddings.centroid(text, jsonb, text, int) IS
-    'The mean of the vectors that a filter lets through (cosine: of their directions); null: there are none';
+    'The mean of the vectors that a filter lets through (cosine: of their directions); null: there are none. `filter`, '
+    '`feature` and `model_version` as in embeddings.nearest';
 
 CREATE OR REPLACE FUNCTION embeddings.medoid(
     use_case text, k int DEFAULT 1, filter jsonb DEFAULT NULL, feature text DEFAULT NULL,
@@ -85,7 +86,8 @@ END
 $$;
 COMMENT ON FUNCTION embeddings.medoid(text, int, jsonb, text, int) IS
     'The record in the middle of those that a filter lets through, or the k nearest to the middle, by exact '
-    'comparison with the centroid; that is the one with the least sum of distances (l2: of squared ones) to all others';
+    'comparison with the centroid; that is the one with the least sum of distances (l2: of squared ones) to all others. '
+    'The rest as in embeddings.nearest';
 
 CREATE OR REPLACE FUNCTION embeddings.nearest_to(
     use_case text, likes text[], dislikes text[] DEFAULT '{}', k int DEFAULT 10, feature text DEFAULT NULL,

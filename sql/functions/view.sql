@@ -8,7 +8,7 @@ RETURN CASE WHEN lower(span) > characters THEN '…' ELSE '' END
     || substr(data, upper(span) + 1, characters)
     || CASE WHEN length(data) > upper(span) + characters THEN '…' ELSE '' END;
 COMMENT ON FUNCTION embeddings.context(text, int4range, int) IS
-    'The characters of a span in brackets, and so many characters of its text on either side';
+    'A stretch of a text, its `span` of characters, in brackets, among so many `characters` on either side';
 
 -- The label of each vector, as a lateral join over `v`. Labels are those of the first
 -- feature's parts of a record: another part has none.
