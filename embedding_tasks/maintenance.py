@@ -135,12 +135,15 @@ def look(store: Connection, version: ModelVersion) -> Table:
 def _keep(
     store: Connection, open_store: OpenStore, subject: Subject, tell: Tell
 ) -> list[Step]:
+    def steps(seen: Table) -> list[Step]:
+        # it may have been retired while another builder was waited for
+        is_live = subject.version in _live(store, subject)
+        return decide(subject, seen) if is_live else []
+
     try:
         if all(step.work == "none" for step in _steps(store, subject)):
             return []
-        return _under_lock(
-            store, open_store, subject, lambda seen: decide(subject, seen), tell
-        )
+        return _under_lock(store, open_store, subject, steps, tell)
     except psycopg.errors.UndefinedTable:
         if subject.version.id in {v.id for v in _live(store, subject)}:
             raise

@@ -595,6 +595,21 @@ def test_a_version_that_goes_meanwhile_keeps_no_other_from_its_index(
     assert maintain(indexed) == ["build"]
 
 
+def test_a_version_retired_while_another_builds_gets_no_index(
+    indexed: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = index.builder
+
+    def overtaken(*arguments: Any) -> Any:
+        versions.retire(store, version)
+        return wait(*arguments)
+
+    (version,) = live(store)
+    monkeypatch.setattr(index, "builder", overtaken)
+    assert maintain(indexed) == []
+    assert index.existing(store, version) == []
+
+
 def test_pgvector_may_live_in_a_schema_of_its_own(
     project: Project,
     make_database: Callable[..., str],
