@@ -16,12 +16,15 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedding_tasks import settings
 from embedding_tasks.errors import ConfigError, DatabaseAway, EmbedlineError
 from embedding_tasks.use_case import Source
+
+# Of a transaction that holds locks alone: see `keep`.
+KEEPER = "embedline-lock"
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Resolve = Callable[[str], Mapping[str, Any]]
@@ -78,6 +81,31 @@ def take_time(connection: Connection) -> None:
         "SELECT set_config(name, '0', true) FROM unnest(%s::text[]) AS limits (name)",
         [limits],
     )
+
+
+def keep(connection: Connection, lock: sql.Composable) -> bool:
+    """Begins a transaction that holds a lock and nothing else, for hours maybe; False
+    where somebody has it. `lock`: what asks for it, in SQL.
+
+    It keeps no snapshot: a vacuum, and a CREATE INDEX CONCURRENTLY, would wait for its
+    end. So READ COMMITTED, whatever the role's default is, and no parameters: these
+    leave a portal open, with its snapshot. Its name says that it never writes, to
+    strategy `timestamp`; as of the transaction, since a pooler may give the session to
+    somebody who does."""
+    connection.autocommit = False
+    connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY")
+    take_time(connection)
+    connection.execute("SELECT set_config('application_name', %s, true)", [KEEPER])
+    row = connection.execute(sql.SQL("SELECT {}").format(lock)).fetchone()
+    if row is not None and row[0]:
+        return True
+    connection.rollback()
+    return False
+
+
+def look(connection: Connection) -> None:
+    """Raises `psycopg.Error` where it is lost. Takes no snapshot."""
+    connection.execute("SHOW application_name")
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
-from embedding_tasks.connections import Connection, blame, take_time
+from embedding_tasks.connections import Connection, blame, keep, look
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ class Held:
         self, index: int, name: str, open_store: Callable[[], Connection]
     ) -> None:
         self.index = index
-        self._name = name
+        self._lock = sql.SQL(
+            "pg_try_advisory_xact_lock(hashtextextended({}, {}))"
+        ).format(name, _SEED)
         self._open_store = open_store
         self._connection: Connection | None = None
 
@@ -41,13 +44,7 @@ class Held:
         taken = False
         try:
             with blame(store=self._connection):
-                self._connection.autocommit = False
-                take_time(self._connection)
-                row = self._connection.execute(
-                    "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, %s))",
-                    [self._name, _SEED],
-                ).fetchone()
-            taken = row is not None and row[0]
+                taken = keep(self._connection, self._lock)
         finally:
             if not taken:
                 self.let_go()
@@ -58,7 +55,7 @@ class Held:
         until one of them ends. Whether it can be had again is tried each time."""
         if self._connection is not None:
             try:
-                self._connection.execute("SELECT")
+                look(self._connection)
                 return
             except psycopg.Error as error:
                 self.let_go()

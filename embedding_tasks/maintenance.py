@@ -135,12 +135,15 @@ def look(store: Connection, version: ModelVersion) -> Table:
 def _keep(
     store: Connection, open_store: OpenStore, subject: Subject, tell: Tell
 ) -> list[Step]:
+    def steps(seen: Table) -> list[Step]:
+        # it may have been retired while another builder was waited for
+        is_live = subject.version in _live(store, subject)
+        return decide(subject, seen) if is_live else []
+
     try:
         if all(step.work == "none" for step in _steps(store, subject)):
             return []
-        return _under_lock(
-            store, open_store, subject, lambda seen: decide(subject, seen), tell
-        )
+        return _under_lock(store, open_store, subject, steps, tell)
     except psycopg.errors.UndefinedTable:
         if subject.version.id in {v.id for v in _live(store, subject)}:
             raise
@@ -166,16 +169,21 @@ def _under_lock(
         index.builder(open_store, lambda p: tell(waiting, p)) as session,
         blame(store=session),
     ):
+        made: list[Callable[[], None]] = []
         for step in steps(look(store, subject.version)):
             if step.work != "none":
-                _do(store, session, subject, step, tell)
+                made += _do(store, session, subject, step, tell)
                 done.append(step)
+        # when those are gone that searches may still take in place of what was built
+        for record in made:
+            record()
     return done
 
 
 def _do(
     store: Connection, session: Connection, subject: Subject, step: Step, tell: Tell
-) -> None:
+) -> list[Callable[[], None]]:
+    """Returns what is to be measured and recorded of it."""
     version = subject.version
     log.info("%s", told(step))
     table = look(store, version)
@@ -198,10 +206,15 @@ def _do(
         case "reindex":
             assert step.index is not None
             index.rebuild(store, session, version, found[step.index], memory, say)
-    if step.work in ("build", "reindex", "measure"):
-        seconds = None if step.work == "measure" else _now(store) - began
+    if step.work not in ("build", "reindex", "measure"):
+        return []
+    seconds = None if step.work == "measure" else _now(store) - began
+
+    def record() -> None:
         say(Progress("measuring recall", 0, 0))
         _record(store, subject, step, seconds, memory.given)
+
+    return [record]
 
 
 def _record(

@@ -6,14 +6,17 @@ No model library is imported where there is nothing to train.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psycopg import sql
+
 from embedding_tasks import forgetting, settings
-from embedding_tasks.connections import Connection, blame, for_source, take_time
+from embedding_tasks.connections import Connection, blame, for_source, keep
 from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import ModelError
 from embedding_tasks.inputs import Form
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from embedding_tasks.request import Request
 
 log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -148,18 +153,17 @@ def _told(use_case: UseCase, rows: Rows) -> Rows:
 
 @contextmanager
 def _alone(request: Request, use_case: int) -> Iterator[None]:
-    """One training of a use case at a time, with no transaction open in which anything
-    is written; another waits, and then finds what this one has made."""
-    with (
-        request.open_store() as keeper,
-        blame(store=keeper),
-        keeper.transaction(),
-    ):
-        take_time(keeper)
-        keeper.execute(
-            "SELECT pg_advisory_xact_lock(hashtext('embedline.training'), %s)",
-            [use_case],
-        )
+    """One training of a use case at a time; another waits, and then finds what this one
+    has made. What is lost with the lock is at worst a training done twice, so it does
+    not matter how its connection ends."""
+    lock = sql.SQL(
+        "pg_try_advisory_xact_lock(hashtext('embedline.training'), {})"
+    ).format(use_case)
+    with closing(request.open_store()) as keeper:
+        with blame(store=keeper):
+            # not in one statement, which would hold a snapshot
+            while not keep(keeper, lock):
+                time.sleep(_PAUSE_SECONDS)
         yield
 
 

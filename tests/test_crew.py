@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from embedding_tasks import device_lock, run, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.local import crew
+from embedding_tasks.local.signals import interruptible
 from tests.fix_cli import Command
 from tests.fix_project import Project
 
@@ -113,6 +116,31 @@ def test_ctrl_c_stops_all_workers_and_leaves_no_lease(
     assert not any(worker.is_running() for worker in workers)
     assert leased(store) == 0
     assert 0 < status.of(store)[0]["pending"] < RECORDS
+
+
+def test_ctrl_c_while_workers_are_started_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Just when one has been started and nobody knows of it yet."""
+    start = subprocess.Popen
+    started: list[Process] = []
+
+    def begin(command: list[str], **options: Any) -> Process:
+        started.append(start(["sleep", "60"], **options))
+        if len(started) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            crew.work([], 3, print, print)
+        assert [process.poll() for process in started] == [-signal.SIGINT] * 2
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_workers_of_a_command_that_is_killed_end_and_give_their_leases_back(

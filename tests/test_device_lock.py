@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from embedding_tasks import device_lock, encoders, run
 from embedding_tasks.connections import Connection, connect
@@ -125,6 +126,29 @@ def test_the_same_device_in_another_store_is_free(
     ):
         assert one is not None
         assert two is not None
+
+
+def snapshots(store: Connection) -> list[tuple[int | None, ...]]:
+    return store.execute(
+        "SELECT backend_xmin, backend_xid FROM pg_stat_activity"
+        " WHERE state = 'idle in transaction' AND pid <> pg_backend_pid()"
+    ).fetchall()
+
+
+def test_a_lock_holds_up_no_vacuum_and_no_index_build(
+    store_dsn: str, store: Connection
+) -> None:
+    """Whatever isolation level the role or the database has."""
+    dsn = make_conninfo(
+        store_dsn, options="-c default_transaction_isolation=serializable"
+    )
+    with device_lock.hold(
+        partial(connect, dsn, role="store"), {0: "GPU-a"}, never
+    ) as held:
+        assert held is not None
+        assert snapshots(store) == [(None, None)]
+        held.look()
+        assert snapshots(store) == [(None, None)]
 
 
 def test_a_lock_that_was_lost_is_taken_again(

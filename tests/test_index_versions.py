@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from psycopg import sql
 
 from embedding_tasks import promotion, run
 from embedding_tasks.connections import Connection, connect
-from embedding_tasks.store import versions
+from embedding_tasks.store import index, versions
 from embedding_tasks.store.versions import ModelVersion
 from tests.fix_indexes import indexes, live, maintain, planned
 from tests.fix_project import Project
@@ -103,3 +104,18 @@ def test_a_version_that_goes_meanwhile_keeps_no_other_from_its_index(
     run.sync_stage(indexed.request())
     monkeypatch.setattr(versions, "live_by_name", overtaken)
     assert maintain(indexed) == ["build"]
+
+
+def test_a_version_retired_while_another_builds_gets_no_index(
+    indexed: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = index.builder
+
+    def overtaken(*arguments: Any) -> Any:
+        versions.retire(store, version)
+        return wait(*arguments)
+
+    (version,) = live(store)
+    monkeypatch.setattr(index, "builder", overtaken)
+    assert maintain(indexed) == []
+    assert index.existing(store, version) == []

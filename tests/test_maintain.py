@@ -210,6 +210,20 @@ def test_other_parameters_are_built_beside_the_index_that_serves(
     assert maintain(indexed) == []
 
 
+def test_the_recall_of_an_index_is_not_measured_by_the_one_it_replaces(
+    indexed: Project, store: Connection
+) -> None:
+    """A search takes whichever is cheaper."""
+    fill(store, 3000)
+    maintain(indexed)
+    options = {"min_rows": 50, "m": 32, "ef_construction": 128}
+    assert maintain(indexed, storage={"index": options}) == ["build", "drop"]
+    row = store.execute("SELECT index, scans FROM embedline.index_status").fetchone()
+    assert row is not None
+    assert row[0].endswith("m32_ef128")
+    assert row[1] >= recall.QUERIES
+
+
 def test_another_distance_gets_another_index(
     indexed: Project, store: Connection
 ) -> None:

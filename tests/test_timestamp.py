@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -10,8 +11,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from embedding_tasks import check, digests, status
-from embedding_tasks.connections import Connection
+from embedding_tasks import check, device_lock, digests, status
+from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, SourceError
 from tests.fix_project import Project, keys, row_versions, sync
 
@@ -66,6 +67,21 @@ def test_slack_reads_recent_rows_again_and_embeds_none(
     write_messages(range(5))
     dated.run()
     assert sync(dated) == {"read": 5}
+
+
+def test_a_lock_of_ours_in_the_source_s_own_database_has_nothing_read_again(
+    dated: Project, source_dsn: str, write_messages: Write
+) -> None:
+    """As where store and source are one database."""
+    with device_lock.hold(
+        partial(connect, source_dsn, role="store"), {0: "GPU-a"}, lambda: False
+    ) as held:
+        assert held is not None
+        write_messages(range(20))
+        dated.run()
+        assert sync(dated) == {}
+        held.look()
+        assert sync(dated) == {}
 
 
 @pytest.mark.parametrize("activity", ["on", "off"])

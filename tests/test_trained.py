@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 
 from embedding_tasks import check, cli, encoders, run
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, connect
 from embedding_tasks.encoders import Runtime
 from embedding_tasks.encoders.trained import images, model, table
 from embedding_tasks.errors import DatabaseAway, InputError, ModelError
@@ -291,6 +292,59 @@ def test_two_runs_at_a_time_train_one_model(
         counts = [*pool.map(run.train_stage, requests)]
     assert sorted(c["trained"] for c in counts) == [0, 1]
     assert len(all_digests(store)) == 1
+
+
+def test_a_training_outlives_the_connection_that_holds_its_lock(
+    wines: Callable[..., Project], store: Connection
+) -> None:
+    project = wines(epochs=2)
+    cut: list[int] = []
+
+    def cut_off(epoch: Epoch) -> None:
+        holders = store.execute(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            " AND database = (SELECT oid FROM pg_database"
+            "  WHERE datname = current_database())"
+        ).fetchall()
+        for (pid,) in holders:
+            store.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            cut.append(pid)
+
+    assert run.train_stage(project.request(), progress=cut_off)["trained"] == 1
+    assert cut
+
+
+def test_a_training_holds_up_no_vacuum_and_no_index_build(
+    wines: Callable[..., Project], store: Connection, store_dsn: str
+) -> None:
+    """Nor does one that waits for it."""
+
+    def snapshots(epoch: Epoch) -> None:
+        found = store.execute(
+            "SELECT backend_xmin FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            " AND datname = current_database() AND state <> 'idle'"
+        ).fetchall()
+        seen.append([xmin for (xmin,) in found])
+
+    seen: list[list[int | None]] = []
+    project = wines(epochs=1)
+    request = project.request()
+    assert run.train_stage(request, progress=snapshots)["trained"] == 1
+    assert seen == [[None]]
+    with ThreadPoolExecutor(1) as pool:
+        with connect(store_dsn, role="store") as other, other.transaction():
+            lock = "SELECT pg_advisory_xact_lock(hashtext('embedline.training'), %s)"
+            other.execute(lock, [versions.use_case_id(store, "wines")])
+            other.execute("SHOW application_name")
+            waiting = pool.submit(run.train_stage, request, retrain=True)
+            time.sleep(3)
+            seen.clear()
+            for _ in range(10):
+                snapshots(Epoch("", 0, 0, {}))
+                time.sleep(0.1)
+            assert not waiting.done()
+        assert waiting.result()["trained"] == 1
+    assert seen.count([None]) > 5  # the other's
 
 
 class KilledError(Exception):

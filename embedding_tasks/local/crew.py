@@ -12,16 +12,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import IO
 
 from embedding_tasks import device_lock
+from embedding_tasks.local.signals import noted
 from embedding_tasks.use_case import UseCase
 
 Tell = Callable[[str], None]
 Process = subprocess.Popen[str]
+
+_LOOK_SECONDS = 0.1
 
 
 def size(use_case: UseCase) -> int:
@@ -40,29 +43,29 @@ def work(arguments: Sequence[str], count: int, out: Tell, err: Tell) -> int:
     """So many times the `embedline` command with these arguments, until all have
     ended. Returns the exit code of the first that failed, else 0. An interrupt goes to
     all, is waited for, and raised."""
-    ended: SimpleQueue[int] = SimpleQueue()
     processes: list[Process] = []
-    interrupt: KeyboardInterrupt | None = None
-    codes: list[int] = []
-    try:
-        for number in range(1, count + 1):
-            processes.append(_started(arguments, number, out, err, ended))
-    except KeyboardInterrupt as error:
-        interrupt = error
-        _interrupt(processes)
-    while len(codes) < len(processes):
+    codes: list[int] = []  # in the order in which they end
+    told = 0
+    with noted() as interrupts:
         try:
-            codes.append(ended.get())
-        except KeyboardInterrupt as error:
-            interrupt = error
+            while len(processes) < count and not interrupts:
+                number = len(processes) + 1
+                processes.append(_started(arguments, number, out, err, codes))
+        except BaseException:
             _interrupt(processes)
-    if interrupt is not None:
-        raise interrupt
+            raise
+        while len(codes) < len(processes):
+            if len(interrupts) > told:
+                told = len(interrupts)
+                _interrupt(processes)
+            time.sleep(_LOOK_SECONDS)
+    if interrupts:
+        raise KeyboardInterrupt
     return next((code for code in codes if code), 0)
 
 
 def _started(
-    arguments: Sequence[str], number: int, out: Tell, err: Tell, ended: SimpleQueue[int]
+    arguments: Sequence[str], number: int, out: Tell, err: Tell, codes: list[int]
 ) -> Process:
     process = subprocess.Popen(
         [sys.executable, "-m", "embedding_tasks", *arguments],
@@ -85,7 +88,7 @@ def _started(
         for reader in readers:
             reader.join()
         code = process.wait()
-        ended.put(128 - code if code < 0 else code)  # as a shell says it
+        codes.append(128 - code if code < 0 else code)  # as a shell says it
 
     threading.Thread(target=wait, daemon=True).start()
     return process

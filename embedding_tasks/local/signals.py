@@ -29,3 +29,20 @@ def interruptible() -> Iterator[Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def noted() -> Iterator[list[int]]:
+    """The signals that have come, in place of an exception, which can fall between any
+    two steps: a process that was just started would be known to nobody."""
+    come: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        come.append(number)
+
+    previous = {number: signal.signal(number, note) for number in STOPS}
+    try:
+        yield come
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

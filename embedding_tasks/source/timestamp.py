@@ -9,6 +9,7 @@ the snapshot is taken. Of any transaction that the snapshot does not show:
 * it was open when the sessions were looked at: then its beginning was counted;
 * or it began afterwards: then its beginning is not before the clock's time, which was
   taken first;
+* or it holds our own locks and nothing else, and never writes;
 * or it was prepared, and belongs to no session. Its beginning is not known (`prepared`
   in `pg_prepared_xacts` is later than its rows' `now()`), so while there is one the
   moment does not move. These are looked at after the sessions: what is prepared in
@@ -31,7 +32,7 @@ from datetime import datetime
 
 from psycopg import sql
 
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import KEEPER, Connection
 from embedding_tasks.errors import SourceError
 from embedding_tasks.source.relation import Relation
 
@@ -58,9 +59,10 @@ def bound(connection: Connection, slack_seconds: float) -> Bound:
         "   CASE state WHEN 'disabled' THEN backend_start ELSE xact_start END)"
         "   FROM pg_stat_activity WHERE datname = current_database()"
         "    AND pid <> pg_backend_pid()"
+        "    AND application_name IS DISTINCT FROM %s"
         "    AND backend_type IS DISTINCT FROM 'autovacuum worker'))"
         "  - make_interval(secs => %s)",
-        [slack_seconds],
+        [KEEPER, slack_seconds],
     ).fetchone()
     prepared = connection.execute(
         "SELECT EXISTS (SELECT FROM pg_prepared_xacts"
