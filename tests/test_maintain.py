@@ -20,7 +20,7 @@ from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.index_policy import Step
 from embedding_tasks.local.signals import interruptible
-from embedding_tasks.store import index, migrate
+from embedding_tasks.store import index, migrate, recall
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.index import Memory, Progress
 from tests.fix_indexes import fill, indexes, live, maintain, planned, records
