@@ -134,7 +134,7 @@ def test_a_table_that_something_depends_on_stays_and_fails_no_run(
     switched.run()
     assert "vector_messages_v1" in tables(store)
     assert "not dropped version=1" in caplog.text
-    assert "view mine depends on" in caplog.text
+    assert "view public.mine depends on" in caplog.text
     assert of_version(store, 1) == (120, 120)
     store.execute("DROP VIEW public.mine")
     switched.run()

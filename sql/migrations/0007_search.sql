@@ -30,3 +30,7 @@ CREATE TYPE embedline.choice AS (
 -- These are made anew with other parameters.
 DROP FUNCTION IF EXISTS embeddings.nearest(text, vector, int, text, int),
     embeddings.neighbors(text, text, int, int, text);
+
+-- A dump makes types before functions. This one's default has pgvector loaded by then, and
+-- so its settings known: only a superuser may name unknown ones, as functions do with SET.
+CREATE DOMAIN embedline.pgvector_is_loaded AS vector DEFAULT '[1]'::vector;
