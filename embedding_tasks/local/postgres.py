@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -103,7 +104,8 @@ def release(home: Path | None = None) -> list[Path]:
             except BlockingIOError:
                 in_use.append(folder)
             else:
-                _server(folder).stop()
+                with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                    _server(folder).stop()
     return in_use
 
 
