@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
+from types import FrameType
 
 # Ctrl-C, kill, and the end of the terminal. SIGINT, too: a shell that starts a job in
 # the background has it ignored.
@@ -23,12 +24,8 @@ def interruptible() -> Iterator[Event]:
         stopped.set()
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, stop) for number in STOPS}
-    try:
+    with _handled(stop):
         yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -40,9 +37,15 @@ def noted() -> Iterator[list[int]]:
     def note(number: int, frame: object) -> None:
         come.append(number)
 
-    previous = {number: signal.signal(number, note) for number in STOPS}
-    try:
+    with _handled(note):
         yield come
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in STOPS}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
