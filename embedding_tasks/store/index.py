@@ -27,6 +27,7 @@ from psycopg.rows import class_row
 from embedding_tasks import settings
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, StoreError
+from embedding_tasks.store import migrate
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import Index
 
@@ -240,7 +241,7 @@ def build(
     ).format(
         sql.Identifier(name),
         version.table,
-        sql.Identifier(schema_of_vector(store), operator_class(version)),
+        sql.Identifier(migrate.schema_of_vector(store), operator_class(version)),
         sql.Literal(policy.m),
         sql.Literal(policy.ef_construction),
     )
@@ -363,17 +364,6 @@ def _set_memory(session: Connection, given: Memory) -> None:
     session.execute(
         "SELECT set_config('maintenance_work_mem', %s, false)",
         [f"{given.given // 1024}kB"],
-    )
-
-
-def schema_of_vector(store: Connection) -> str:
-    """pgvector may live in any schema, and need not be on the search path."""
-    return str(
-        _value(
-            store,
-            "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n"
-            " ON n.oid = e.extnamespace WHERE e.extname = 'vector'",
-        )
     )
 
 

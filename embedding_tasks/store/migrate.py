@@ -100,14 +100,9 @@ def _prepare(connection: Connection) -> None:
         " applied_at timestamptz NOT NULL DEFAULT now())"
     )
     # Functions keep this path (SET … FROM CURRENT): pgvector may live in any schema.
-    schema = connection.execute(
-        "SELECT nspname FROM pg_extension e JOIN pg_namespace n"
-        " ON n.oid = e.extnamespace WHERE extname = 'vector'"
-    ).fetchone()
-    assert schema is not None
     connection.execute(
         sql.SQL("SET LOCAL search_path = pg_catalog, {}, pg_temp").format(
-            sql.Identifier(schema[0])
+            sql.Identifier(schema_of_vector(connection))
         )
     )
     # Loads it: only then may somebody who is no superuser say SET hnsw.… of a function.
@@ -139,6 +134,16 @@ def _act_as_owner(connection: Connection) -> None:
             f'"{connection.info.user}"'
         )
     connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(owner)))
+
+
+def schema_of_vector(connection: Connection) -> str:
+    """pgvector may live in any schema, and need not be on the search path."""
+    row = connection.execute(
+        "SELECT nspname FROM pg_extension e JOIN pg_namespace n"
+        " ON n.oid = e.extnamespace WHERE extname = 'vector'"
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def _refuse_newer(applied: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.store import index
+from embedding_tasks.store import migrate
 from embedding_tasks.store.versions import ModelVersion
 
 K = 10
@@ -103,7 +103,7 @@ def _distances(
         "  WHERE key = %(key)s AND unit = %(unit)s) AS distance"
         " FROM {1} v ORDER BY distance LIMIT %(k)s"
     ).format(
-        sql.Identifier(index.schema_of_vector(store)),
+        sql.Identifier(migrate.schema_of_vector(store)),
         version.table,
         sql.SQL(_OPERATORS[version.distance]),
     )
