@@ -110,7 +110,7 @@ def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
 def read(
     case: use_case.UseCase, version: ModelVersion, keys: Sequence[str], lanes: int
 ) -> None:
-    conninfo = for_source(case.source)
+    conninfo, form = for_source(case.source), version.form
 
     def lane(mine: Sequence[Sequence[str]]) -> None:
         with snapshot.opened(conninfo) as source:
@@ -119,7 +119,7 @@ def read(
                     inputs = extract.inputs(source, case, version.spec["input"])
                     found, _ = snapshot.read_inputs(source, inputs, chunk)
                 for record in found.values():
-                    version.form.input(record.parts)
+                    form.input(record.parts)
 
     in_lanes(lane, chunks(keys), lanes)
 

@@ -70,18 +70,22 @@ def claim(
 ) -> Lease:
     """Lease up to `limit` records under a fresh `token`, scheduled ones before
     backfills, oldest first, and none of a paused backfill. An empty lease means there
-    is nothing to do now."""
+    is nothing to do now.
+
+    By where they lie: a join by key reads the whole ledger once a lease is large. One
+    that moves just now is locked at its new place and not leased: the next one has it.
+    """
     rows = store.execute(
         "WITH next AS MATERIALIZED ("
-        "  SELECT model_version, key FROM embedline.ledger"
+        "  SELECT ctid FROM embedline.ledger"
         "  WHERE model_version = %(version)s AND pending AND dead_at IS NULL"
         f"    AND {_DUE} AND {_HELD} IS NOT TRUE AND {WANTED_NOW}"
         "  ORDER BY priority, queued_at, key LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
-        " UPDATE embedline.ledger l SET lease_token = %(token)s,"
+        " UPDATE embedline.ledger SET lease_token = %(token)s,"
         "   lease_holder = %(holder)s,"
         "   lease_until = now() + make_interval(secs => %(seconds)s)"
-        " FROM next WHERE l.model_version = next.model_version AND l.key = next.key"
-        " RETURNING l.key, l.want_hash",
+        " WHERE ctid = ANY (ARRAY(SELECT ctid FROM next))"
+        " RETURNING key, want_hash",
         {
             "version": version.id,
             "limit": limit,
@@ -89,6 +93,7 @@ def claim(
             "holder": holder,
             "seconds": seconds,
         },
+        binary=True,
     ).fetchall()
     return Lease(version, token, seconds, dict(rows))
 

@@ -212,12 +212,12 @@ class Lane:
 
     def _formed(self, records: list[Input]) -> tuple[list[Any], dict[int, str]]:
         """What the encoder reads of each record, and by position why it cannot."""
-        version = self.job.version
+        version, form = self.job.version, self.job.version.form
         inputs: list[Any] = []
         errors: dict[int, str] = {}
         for position, record in enumerate(records):
             try:
-                inputs.append(version.form.input(record.parts))
+                inputs.append(form.input(record.parts))
             except InputError as error:
                 inputs.append(None)
                 errors[position] = f"InputError: {error}"

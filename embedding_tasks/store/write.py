@@ -88,7 +88,7 @@ def write(
             "SELECT key, data, unknown_words"
             " FROM staged_record JOIN accepted USING (key)",
         )
-        _settle(store, lease)
+        _settle(store)
         discarded = len(finished.keys) - records
         written = Written(records, written_vectors, discarded)
         store.execute(
@@ -223,7 +223,8 @@ def _fence(store: Connection, lease: Lease) -> int:
     """Locks and keeps in `accepted` the records this lease may still write."""
     return store.execute(
         "CREATE TEMP TABLE accepted ON COMMIT DROP AS"
-        " SELECT l.key, l.have_hash IS NULL AS anew FROM embedline.ledger l"
+        " SELECT l.key, l.have_hash IS NULL AS anew, l.ctid AS place"
+        " FROM embedline.ledger l"
         " JOIN staged_record s ON s.key = l.key"
         " WHERE l.model_version = %s AND l.lease_token = %s AND l.want_hash = s.hash"
         " ORDER BY l.key FOR UPDATE OF l",
@@ -301,12 +302,12 @@ def write_data(store: Connection, version_id: int, rows: LiteralString) -> None:
     )
 
 
-def _settle(store: Connection, lease: Lease) -> None:
-    """Stored records are done; those the fence turned away are given back."""
+def _settle(store: Connection) -> None:
+    """Stored records are done; those the fence turned away are given back. The fence
+    keeps the ledger's rows where they are: no need to search the ledger for them."""
     store.execute(
-        "UPDATE embedline.ledger l SET have_hash = want_hash, attempts = 0,"
+        "UPDATE embedline.ledger SET have_hash = want_hash, attempts = 0,"
         " deferred = false, error = NULL, lease_token = NULL, lease_holder = NULL,"
         " lease_until = NULL, backfill = NULL"
-        " FROM accepted a WHERE l.model_version = %s AND l.key = a.key",
-        [lease.version.id],
+        " WHERE ctid = ANY (ARRAY(SELECT place FROM accepted))"
     )
