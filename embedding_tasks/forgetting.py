@@ -15,6 +15,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import rollup
 from embedding_tasks.store import versions
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def forget(store: Connection, use_case: int, key: str) -> dict[str, int]:
             )
             done = store.execute(statement, {"use_case": use_case, "key": key})
             counts[name] = done.rowcount
+        rollup.erase(store, use_case, key)
         store.execute(
             "INSERT INTO embedline.forgotten (use_case, key_hash) VALUES (%s, %s)"
             " ON CONFLICT DO NOTHING",

@@ -269,9 +269,13 @@ def _drop(store: Connection, version: ModelVersion) -> None:
             " WHERE use_case = %s AND model_version = %s",
             [version.use_case, version.id],
         )
-        store.execute(
-            "DELETE FROM embedline.input WHERE model_version = %s", [version.id]
-        )
+        for table in ("input", "rollup_day"):
+            store.execute(
+                sql.SQL("DELETE FROM {} WHERE model_version = %s").format(
+                    sql.Identifier("embedline", table)
+                ),
+                [version.id],
+            )
     log.info(
         "dropped use_case=%d version=%d table=%s",
         *(version.use_case, version.version, version.table_name),

@@ -1,0 +1,195 @@
+"""Sums of a model version's vectors by day, kept in step with its rows.
+
+A day is summed up anew when anything it was made of has changed: a late record, one
+that is gone, a vector made again, another prediction. That is found by a digest of each
+day, which reads no vector, so nothing needs to tell the roll-up of a change, and none
+can be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, LiteralString
+
+import numpy as np
+from psycopg import sql
+
+from embedding_tasks.connections import Connection, take_time
+from embedding_tasks.monitoring.moments import Moments
+from embedding_tasks.store.migrate import schema_of_vector
+from embedding_tasks.store.versions import ModelVersion
+
+# Enough for p-values and intervals by buckets, few enough that a day's cells are few.
+BUCKETS = 16
+
+_ROWS = sql.SQL(
+    " FROM {vectors} v"
+    " LEFT JOIN embedline.record r ON r.use_case = %(use_case)s AND r.key = v.key"
+    " LEFT JOIN embedline.prediction p ON p.use_case = %(use_case)s"
+    "  AND p.key = v.key AND p.unit = v.unit AND p.model_version = CASE WHEN"
+    "  (SELECT predicted_by_source FROM embedline.use_case WHERE id = %(use_case)s)"
+    "  THEN 0 ELSE %(version)s END"
+    " CROSS JOIN LATERAL (SELECT (coalesce(r.event_time, p.predicted_at,"
+    "  v.embedded_at) AT TIME ZONE 'UTC')::date AS day) d"
+)
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """Days that were summed up, those that are gone, and all there are now."""
+
+    changed: list[date]
+    gone: list[date]
+    days: int
+
+
+def refresh(store: Connection, version: ModelVersion) -> Refreshed:
+    """In one transaction, and two at once follow each other. A row that is written
+    meanwhile changes the digest of its day for the next time."""
+    with store.transaction():
+        take_time(store)
+        _lock(store, version)
+        found, known = _digests(store, version), _known(store, version)
+        changed = sorted(day for day in found if known.get(day) != found[day])
+        gone = sorted(known.keys() - found.keys())
+        _forget(store, version, [*changed, *gone])
+        if changed:
+            _note(store, version, {day: found[day] for day in changed})
+            _sum_up(store, version, changed)
+    return Refreshed(changed, gone, len(found))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Of some days, as they are stored. `labels` and `environments` (cells,) name what
+    `moments.classes` numbers, and where each cell's records were."""
+
+    moments: Moments
+    labels: list[str]
+    environments: list[str]
+
+
+def cells(
+    store: Connection,
+    version: ModelVersion,
+    since: date | None = None,
+    until: date | None = None,
+) -> Cells:
+    """Of the days from `since` to `until`, both included; null: all."""
+    rows = store.execute(
+        "SELECT class, environment, day, bucket, rows, square, centroid::real[]"
+        " FROM embedline.rollup WHERE model_version = %s"
+        " AND day BETWEEN coalesce(%s::date, '-infinity')"
+        "  AND coalesce(%s::date, 'infinity')"
+        " ORDER BY day, environment, class, bucket",
+        [version.id, since, until],
+        binary=True,
+    ).fetchall()
+    labels, environments, days, buckets, counts, squares, centroids = (
+        zip(*rows, strict=True) if rows else [()] * 7
+    )
+    names = sorted(set(labels))
+    moments = Moments(
+        classes=np.searchsorted(names, labels) if rows else np.zeros(0, np.int64),
+        days=np.array([day.toordinal() for day in days], np.int64),
+        buckets=np.array(buckets, np.int64),
+        counts=np.array(counts, np.int64),
+        means=np.array(centroids, np.float64).reshape(len(rows), version.dims),
+        squares=np.array(squares, np.float64),
+    )
+    return Cells(moments, names, list(environments))
+
+
+def erase(store: Connection, use_case: int, key: str) -> None:
+    """Every sum that may hold a vector of this record: those of its bucket. All days
+    are summed up anew at the next refresh."""
+    ids = {"use_case": use_case, "key": key, "buckets": BUCKETS}
+    of_use_case: LiteralString = (
+        "model_version IN (SELECT id FROM embedline.model_version"
+        " WHERE use_case = %(use_case)s)"
+    )
+    store.execute(
+        f"DELETE FROM embedline.rollup WHERE {of_use_case}"
+        f" AND bucket = {_bucket('%(key)s::text')}",
+        ids,
+    )
+    store.execute(
+        f"UPDATE embedline.rollup_day SET digest = -1 WHERE {of_use_case}", ids
+    )
+
+
+Digest = tuple[int, int]
+
+
+def _bucket(key: LiteralString) -> LiteralString:
+    return f"abs(hashtextextended({key}, 0) %% %(buckets)s)"
+
+
+def _digests(store: Connection, version: ModelVersion) -> dict[date, Digest]:
+    """Of each day: how many vectors, and what they depend on."""
+    rows = store.execute(
+        sql.SQL(
+            "SELECT d.day, count(*), sum(hashtextextended(ROW(v.key, v.unit,"
+            " v.input_hash, v.embedded_at, r.environment, p.prediction)::text, 0))"
+            "{rows} GROUP BY d.day"
+        ).format(rows=_rows(version)),
+        _ids(version),
+    )
+    return {day: (count, int(digest)) for day, count, digest in rows}
+
+
+def _known(store: Connection, version: ModelVersion) -> dict[date, Digest]:
+    rows = store.execute(
+        "SELECT day, rows, digest FROM embedline.rollup_day WHERE model_version = %s",
+        [version.id],
+    )
+    return {day: (count, int(digest)) for day, count, digest in rows}
+
+
+def _forget(store: Connection, version: ModelVersion, days: Sequence[date]) -> None:
+    store.execute(
+        "DELETE FROM embedline.rollup_day WHERE model_version = %s AND day = ANY (%s)",
+        [version.id, list(days)],
+    )
+
+
+def _note(store: Connection, version: ModelVersion, days: dict[date, Digest]) -> None:
+    store.cursor().executemany(
+        "INSERT INTO embedline.rollup_day (model_version, day, rows, digest)"
+        " VALUES (%s, %s, %s, %s)",
+        [(version.id, day, *digest) for day, digest in sorted(days.items())],
+    )
+
+
+def _sum_up(store: Connection, version: ModelVersion, days: Sequence[date]) -> None:
+    """avg of vectors adds up in double precision; sum does not."""
+    pgvector = sql.Identifier(schema_of_vector(store))
+    store.execute(
+        sql.SQL(
+            "INSERT INTO embedline.rollup (model_version, day, environment, class,"
+            " bucket, rows, centroid, square)"
+            " SELECT %(version)s, d.day, coalesce(r.environment, ''),"
+            "  coalesce(p.prediction, ''),"
+            f"  {_bucket('v.key')}, count(*),"
+            "  {pgvector}.avg(v.embedding::{pgvector}.vector),"
+            "  avg({pgvector}.vector_norm(v.embedding::{pgvector}.vector) ^ 2)"
+            "{rows} WHERE d.day = ANY (%(days)s) GROUP BY 1, 2, 3, 4, 5"
+        ).format(rows=_rows(version), pgvector=pgvector),
+        {**_ids(version), "days": list(days), "buckets": BUCKETS},
+    )
+
+
+def _rows(version: ModelVersion) -> sql.Composed:
+    return _ROWS.format(vectors=version.table)
+
+
+def _ids(version: ModelVersion) -> dict[str, Any]:
+    return {"use_case": version.use_case, "version": version.id}
+
+
+def _lock(store: Connection, version: ModelVersion) -> None:
+    store.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('embedline.rollup'), %s)", [version.id]
+    )
