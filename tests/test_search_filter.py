@@ -82,7 +82,7 @@ def test_k_come_back_whenever_k_match_whichever_way_is_taken(
         found = keys(ask(store, NEAREST, query, 10, filter))
         assert len(found) == len(wanted)
         assert len({*found} & {*wanted}) >= 0.8 * len(wanted)
-        plan = ask(store, f"explain_{NEAREST}", query, 10, filter)[0]["explain_nearest"]
+        plan = _plan(store, query, 10, filter)
         ways[next(iter(filter))] = plan["plan"]
         assert plan["rows"] == len(wanted)
         assert plan["index"] == "embedline.things_hnsw"
@@ -101,8 +101,7 @@ def test_an_index_that_gives_up_is_followed_by_exact_search(store: Connection) -
     )
     found = ask(store, NEAREST, query, 10, {"prediction": "far"})
     assert keys(found) == [made.rows[i].key for i in far[:10]]
-    asked = f"explain_{NEAREST}"
-    plan = ask(store, asked, query, 10, {"prediction": "far"})[0]["explain_nearest"]
+    plan = _plan(store, query, 10, {"prediction": "far"})
     assert plan["plan"] == "hnsw, then exact"
     assert plan["matches"] == f"more than {plan['exact_up_to']}"
 
@@ -232,10 +231,40 @@ def test_k_come_back_by_an_ivfflat_index_of_one_s_own(store: Connection) -> None
     )
     store.execute("SET enable_seqscan = off")
     query = made.vectors[3]
+    plan = _plan(store, query, 300, None)
+    assert (plan["plan"], plan["rows"], plan["probes"]) == ("ivfflat", 300, 1)
+    assert plan["index"] == f"embedline.{made.table}_embedding_idx"
+    plan = _plan(store, query, 300, {"score": [0.2, None]})
+    assert (plan["plan"], plan["index"], plan["probes"]) == ("exact", None, None)
     assert len(ask(store, NEAREST, query, 300, None)) == 300
     assert len(ask(store, NEAREST, query, 300, {"score": [0.2, None]})) == 300
     of_one = {(r["key"], r["other_key"]) for r in _pairs_of(store, "k3")}
     assert len(of_one) == 300
+
+
+def test_the_index_that_was_read_is_the_one_that_is_told(store: Connection) -> None:
+    made = make(store, count=2000)
+    add_index(store, made)
+    store.execute(
+        f"CREATE INDEX lists ON embedline.{made.table} USING ivfflat"
+        " (embedding vector_cosine_ops) WITH (lists = 10)"
+    )
+    query = made.vectors[3]
+    for kept, method in (("things_hnsw", "hnsw"), ("lists", "ivfflat")):
+        with store.transaction(force_rollback=True):
+            other = {"things_hnsw", "lists"} - {kept}
+            store.execute(f"DROP INDEX embedline.{other.pop()}")  # type: ignore[arg-type]
+            store.execute("SET enable_seqscan = off")
+            plan = _plan(store, query, 10, None)
+            assert (plan["plan"], plan["index"]) == (method, f"embedline.{kept}")
+    plan = _plan(store, query, 10, {"key": "k7"})
+    assert (plan["plan"], plan["index"]) == ("exact", "embedline.things_hnsw")
+
+
+def _plan(store: Connection, *given: Any) -> dict[str, Any]:
+    (row,) = ask(store, f"explain_{NEAREST}", *given)
+    told: dict[str, Any] = row["explain_nearest"]
+    return told
 
 
 def _pairs_of(store: Connection, key: str) -> list[dict[str, Any]]:
