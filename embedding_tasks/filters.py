@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import UTC, date, datetime
 from typing import Any, LiteralString
 
 from psycopg import sql
@@ -22,8 +22,8 @@ def condition(where: Where | None, columns: Collection[str]) -> sql.Composable:
     prediction, label, environment, key: a value, or several of which any will do; None:
     there is none. misclassified: prediction and label differ
     (False: are equal). labelled: there is a label, or none. score: from, to, both
-    included. event_time: from on, before. Either end may be None. tags: those a record
-    has at least. Raises `SearchError`."""
+    included. event_time: from on, before; without a zone it is UTC. Either end may be
+    None. tags: those a record has at least. Raises `SearchError`."""
     conditions = []
     for name, value in (where or {}).items():
         if name not in _CONDITIONS:
@@ -95,25 +95,24 @@ def _score(name: str, value: Any) -> sql.Composed:
 def _event_time(name: str, value: Any) -> sql.Composed:
     def instant(bound: Any) -> sql.Composed:
         try:
-            when = bound if isinstance(bound, datetime) else _instant(bound)
+            when = _instant(bound)
         except ValueError:
             raise _refused(
-                name, value, "[from, before], as 2026-01-31T12:00:00+00:00, or null"
+                name, value, "[from, before], as 2026-01-31 or 2026-01-31T12:00Z"
             ) from None
-        if when.tzinfo is None:
-            raise _refused(name, value, "times with a zone, as 2026-01-31T12:00Z")
         return sql.SQL("{}::timestamptz").format(sql.Literal(when.isoformat()))
 
     return _between(name, value, instant, "<")
 
 
 def _instant(value: Any) -> datetime:
-    """A day alone begins at midnight UTC."""
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    elif isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
         raise ValueError
-    if len(value) == len("2026-01-31"):
-        value += "T00:00:00+00:00"
-    return datetime.fromisoformat(value)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _between(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 
+import embedding_tasks
+from embedding_tasks import search
 from embedding_tasks.connections import Connection
 from tests.search_store import Row, add_index, ask, keys, make
 
@@ -168,15 +171,42 @@ def test_values_too_long_for_an_index_are_stored_and_found(store: Connection) ->
     assert len(ask(store, NEAREST, query, 30, everything)) == 20
 
 
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata", "UTC"])
+def test_a_time_without_a_zone_is_utc_whatever_the_session_s_zone(
+    store: Connection, zone: str
+) -> None:
+    made = make(store)
+    store.execute("SELECT set_config('timezone', %s, false)", [zone])
+    store.execute("SET datestyle = 'ISO, DMY'")
+    wanted = {row.key for row in made.rows if 30 <= row.minute < 90}
+    naive = datetime(2026, 3, 1, 0, 30), datetime(2026, 3, 1, 1, 30)
+    for since, until in (
+        ("2026-03-01T00:30", "2026-03-01T01:30"),
+        ("2026-03-01T02:30+02:00", "2026-02-28T20:30-05:00"),
+        naive,
+    ):
+        filter: dict[str, Any] = {"event_time": [since, until]}
+        found = search.by_key(store, "things", "k0", 300, filter=filter)
+        assert {row["key"] for row in found} == wanted
+        assert {*embedding_tasks.read("things", filter, store=store)["key"]} == wanted
+    day = {"event_time": ["2026-03-01", "2026-03-02"]}
+    assert len(ask(store, NEAREST, made.vectors[0], 500, day)) == 300
+    assert len(embedding_tasks.read("things", day, store=store)) == 300
+
+
 @pytest.mark.parametrize(
     ("filter", "says"),
     [
         ({"predicted": "x"}, "a filter has no key 'predicted'"),
         ({"score": 0.5}, "filter score takes two ends in a list, not 0.5"),
         ({"score": [1]}, "takes two ends"),
-        ({"score": ["a", 1]}, "takes two ends"),
-        ({"event_time": ["soon", None]}, "filter event_time takes two ends"),
-        ({"event_time": [[1], None]}, "filter event_time takes two ends"),
+        ({"score": ["a", 1]}, 'filter score: "a" is no number'),
+        ({"score": [0, "1e999"]}, 'filter score: "1e999" is no number'),
+        ({"event_time": "2026-03-01"}, "filter event_time takes two ends in a list"),
+        ({"event_time": ["soon", None]}, 'filter event_time: "soon" is no time, as "2'),
+        ({"event_time": [None, [1]]}, r"filter event_time: \[1\] is no time"),
+        ({"event_time": ["01/02/2026", None]}, '"01/02/2026" is no time'),
+        ({"event_time": ["2026-03-01T00:00 Mars/Base", None]}, "is no time"),
         ({"misclassified": "yes"}, 'filter misclassified takes true or false, not "y'),
         ({"labelled": None}, "filter labelled takes true or false"),
         ({"tags": ["de"]}, "filter tags takes an object"),
