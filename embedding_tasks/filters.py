@@ -13,10 +13,10 @@ from psycopg import sql
 
 from embedding_tasks.errors import SearchError, valid_choices
 
-Where = Mapping[str, Any]
+Filter = Mapping[str, Any]
 
 
-def condition(where: Where | None, columns: Collection[str]) -> sql.Composable:
+def condition(filter: Filter | None, columns: Collection[str]) -> sql.Composable:
     """A boolean expression over `columns`, those of the relation that is asked.
 
     prediction, label, environment, key: a value, or several of which any will do; None:
@@ -25,15 +25,15 @@ def condition(where: Where | None, columns: Collection[str]) -> sql.Composable:
     included. event_time: from on, before; without a zone it is UTC. Either end may be
     None. tags: those a record has at least. Raises `SearchError`."""
     conditions = []
-    for name, value in (where or {}).items():
+    for name, value in (filter or {}).items():
         if name not in _CONDITIONS:
             raise SearchError(
-                f"where: no filter {valid_choices(name, list(_CONDITIONS))}"
+                f"filter: no key {valid_choices(name, list(_CONDITIONS))}"
             )
         needed, make = _CONDITIONS[name]
         if missing := [c for c in needed if c not in columns]:
             raise SearchError(
-                f"where: {name!r} needs the column {missing[0]!r}, which is not here"
+                f"filter {name} needs the column {missing[0]!r}, which is not here"
             )
         conditions.append(make(name, value))
     return sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("true")
@@ -146,7 +146,7 @@ def _tags(name: str, value: Any) -> sql.Composed:
 
 
 def _refused(name: str, value: Any, valid: str) -> SearchError:
-    return SearchError(f"where: {name}: {value!r} is not valid; valid: {valid}")
+    return SearchError(f"filter {name}: {value!r} is not valid; valid: {valid}")
 
 
 _CONDITIONS: dict[str, tuple[tuple[str, ...], Callable[[str, Any], sql.Composed]]] = {

@@ -131,14 +131,14 @@ CONDITIONS: list[tuple[dict[str, Any], str]] = [
 
 
 def test_a_filter_is_what_its_sql_says(filled: Project, store: Connection) -> None:
-    for where, condition in CONDITIONS:
+    for filter, condition in CONDITIONS:
         expected = by_sql(store, f"embeddings.messages WHERE {condition}")
-        frame = embedding_tasks.read("messages", where, ["key"], store=store)
-        assert sorted(frame["key"]) == sorted(expected), where
+        frame = embedding_tasks.read("messages", filter, ["key"], store=store)
+        assert sorted(frame["key"]) == sorted(expected), filter
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("filter", "told"),
     [
         ({"labl": "v"}, r"'labl': did you mean 'label'\? valid: key, prediction"),
         ({"label": {}}, "a value or a list of values"),
@@ -159,11 +159,11 @@ def test_a_filter_is_what_its_sql_says(filled: Project, store: Connection) -> No
     ],
 )
 def test_a_filter_that_cannot_be_is_refused_with_what_is_valid(
-    where: dict[str, Any], told: str
+    filter: dict[str, Any], told: str
 ) -> None:
     columns = ("key", "prediction", "label", "score", "tags", "event_time")
     with pytest.raises(SearchError, match=told):
-        filters.condition(where, columns)
+        filters.condition(filter, columns)
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are(
@@ -176,7 +176,7 @@ def test_names_that_are_not_there_are_answered_with_those_that_are(
     with pytest.raises(SearchError, match="no feature 'x'"):
         embedding_tasks.read("messages", feature="x", store=store)
     with pytest.raises(SearchError, match=r"version 7; valid: 1 \(embedding, active\)"):
-        embedding_tasks.read("messages", version=7, store=store)
+        embedding_tasks.read("messages", model_version=7, store=store)
     with pytest.raises(SearchError, match="no list of names"):
         embedding_tasks.read("messages", columns="key", store=store)
 
@@ -219,14 +219,16 @@ def test_a_version_that_no_longer_serves_can_be_read(
     filled.run()
     now = embedding_tasks.read("messages", store=store)
     assert set(now["model_version"]) == {2}
-    old = embedding_tasks.read("messages", version=1, store=store).set_index("key")
+    old = embedding_tasks.read("messages", model_version=1, store=store).set_index(
+        "key"
+    )
     assert set(old["model_version"]) == {1}
     for key, vector in before["embedding"].items():
         np.testing.assert_array_equal(old["embedding"][key], vector)
     pd.testing.assert_series_equal(
         old["prediction"].sort_index(), before["prediction"].sort_index()
     )
-    assert len(embedding_tasks.read("messages", version=2, store=store)) == 120
+    assert len(embedding_tasks.read("messages", model_version=2, store=store)) == 120
 
 
 ROWS = [
