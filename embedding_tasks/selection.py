@@ -205,12 +205,8 @@ def _side_by_side(
 def _query(store: Connection, version: ModelVersion) -> sql.Composed:
     """A version that does not serve has no view, but could have this one."""
     row = store.execute(
-        "SELECT embedline.feature_view(m, NOT own.found AND EXISTS ("
-        "  SELECT FROM embedline.prediction p"
-        "   WHERE p.use_case = m.use_case AND p.model_version = 0))"
-        " FROM embedline.model_version m CROSS JOIN LATERAL (SELECT EXISTS ("
-        "  SELECT FROM embedline.prediction p"
-        "   WHERE p.use_case = m.use_case AND p.model_version = m.id) AS found) own"
+        "SELECT embedline.feature_view(m, u.predicted_by_source)"
+        " FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case"
         " WHERE m.id = %s",
         [version.id],
     ).fetchone()

@@ -231,6 +231,20 @@ def test_a_version_that_no_longer_serves_can_be_read(
     assert len(embedding_tasks.read("messages", model_version=2, store=store)) == 120
 
 
+def test_a_version_that_no_longer_serves_reads_as_it_would_if_it_did(
+    filled: Project, db: Connection, store: Connection
+) -> None:
+    """Predictions are the source's by now, though its own head's are still there."""
+    filled.use_case(pooling="max", prediction={"column": "author"})
+    filled.run()
+    truth = {
+        str(id): author for id, author in db.execute("SELECT id, author FROM messages")
+    }
+    for version in (1, 2):
+        frame = embedding_tasks.read("messages", model_version=version, store=store)
+        assert dict(zip(frame["key"], frame["prediction"], strict=True)) == truth
+
+
 ROWS = [
     # text, jsonb, int4range, real[], float8, int4, bool, timestamptz, vector, halfvec
     ("plain", '{"a": [1, "ü"]}', "[3,9)", [1.5, -2.0], 0.25, -7, True),
