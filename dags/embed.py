@@ -10,36 +10,28 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import (
     DAG,
     Asset,
-    Connection,
-    CronDataIntervalTimetable,
-    ExceptionRetryPolicy,
     Param,
-    RetryAction,
-    RetryRule,
     get_current_context,
     get_parsing_context,
     task,
 )
-from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from embedding_tasks import use_case
-from embedding_tasks.errors import ConfigError, TerminalError
+from embedding_tasks.errors import ConfigError
 from embedding_tasks.use_case import UseCase, Window, scope_of
 from embedding_tasks.use_case.feature import Trained
+from embedline_airflow import RETRIES, START, connection, timetable
 
 if TYPE_CHECKING:
     from embedding_tasks.run import Request
-
-# Old and fixed: a run whose date lies before it is marked a success without a single
-# task (apache/airflow#26865).
-START = datetime(2020, 1, 1, tzinfo=UTC)
 
 # A worker with a GPU listens to a queue of its own (Celery); others ignore it.
 QUEUE = os.environ.get("EMBEDLINE_EMBED_QUEUE", "default")
@@ -105,22 +97,6 @@ RETRAIN = {
     ),
 }
 
-TASKS: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay": timedelta(seconds=30),
-    "retry_exponential_backoff": 2.0,
-    "max_retry_delay": timedelta(minutes=10),
-    "retry_policy": ExceptionRetryPolicy(
-        rules=[
-            RetryRule(
-                exception=TerminalError,
-                action=RetryAction.FAIL,
-                reason="trying again would give the same",
-            )
-        ]
-    ),
-}
-
 
 def build(path: Path) -> DAG:
     try:
@@ -137,12 +113,12 @@ def _embed(case: UseCase, path: Path) -> DAG:
         f"embed_{case.name}",
         description=case.description or f"Embeddings of {case.name}",
         doc_md=_doc(case, path),
-        schedule=_timetable(case.schedule),
+        schedule=timetable(case.schedule),
         start_date=START,
         catchup=False,
         max_active_runs=1,
         params=PARAMS | (RETRAIN if learns else {}),
-        default_args=TASKS,
+        default_args=RETRIES,
         tags=["embedline"],
     ) as dag:
 
@@ -209,7 +185,7 @@ def _refused(path: Path, reason: str) -> DAG:
         f"embed_{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)}",
         description=f"{path.name} is not valid",
         doc_md=f"**{path.name} is not valid**\n\n```\n{reason}\n```",
-        schedule=_timetable("@daily"),
+        schedule=timetable("@daily"),
         start_date=START,
         catchup=False,
         max_active_runs=1,
@@ -222,11 +198,6 @@ def _refused(path: Path, reason: str) -> DAG:
 
         refused()
     return dag
-
-
-def _timetable(schedule: str | None) -> CronDataIntervalTimetable | None:
-    # A bare cron string gives runs an interval of no width since Airflow 3.
-    return CronDataIntervalTimetable(schedule, timezone="UTC") if schedule else None
 
 
 def _request(path: Path) -> Request:
@@ -251,16 +222,8 @@ def _request(path: Path) -> Request:
         audit=params["audit"],
         allow_deletes=params["allow_deletes"],
         dry_run=params["dry_run"],
-        resolve=_connection,
+        resolve=connection,
     )
-
-
-def _connection(connection_id: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = Connection.get(connection_id).to_dict(validate=False)
-    except AirflowNotFoundException:
-        raise KeyError(connection_id) from None
-    return found
 
 
 def _doc(case: UseCase, path: Path) -> str:

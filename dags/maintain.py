@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 from airflow.sdk import (
     DAG,
-    Connection,
-    CronDataIntervalTimetable,
-    ExceptionRetryPolicy,
     Param,
-    RetryAction,
-    RetryRule,
     get_current_context,
     task,
 )
-from airflow.sdk.exceptions import AirflowNotFoundException
 
 from embedding_tasks import use_case
-from embedding_tasks.errors import ConfigError, TerminalError
+from embedding_tasks.errors import ConfigError
+from embedline_airflow import RETRIES, START, connection, timetable
 
 # A cron expression; empty: only when it is triggered.
 SCHEDULE = os.environ.get("EMBEDLINE_MAINTAIN_SCHEDULE", "0 3 * * *")
@@ -43,8 +37,8 @@ with DAG(
     "maintain",
     description="Indexes of the vector tables: built, measured, kept fit",
     doc_md=DOC,
-    schedule=CronDataIntervalTimetable(SCHEDULE, timezone="UTC") if SCHEDULE else None,
-    start_date=datetime(2020, 1, 1, tzinfo=UTC),
+    schedule=timetable(SCHEDULE),
+    start_date=START,
     catchup=False,
     max_active_runs=1,
     params={
@@ -52,19 +46,7 @@ with DAG(
             False, type="boolean", title="Say what would be done, and do nothing"
         )
     },
-    default_args={
-        "retries": 3,
-        "retry_delay": timedelta(minutes=1),
-        "retry_policy": ExceptionRetryPolicy(
-            rules=[
-                RetryRule(
-                    exception=TerminalError,
-                    action=RetryAction.FAIL,
-                    reason="trying again would give the same",
-                )
-            ]
-        ),
-    },
+    default_args=RETRIES,
     tags=["embedline"],
 ):
 
@@ -76,7 +58,7 @@ with DAG(
         from embedding_tasks import maintenance
         from embedding_tasks.store.connection import open_store
 
-        with open_store(_connection) as store:
+        with open_store(connection) as store:
             steps = maintenance.plan(store, _cases())
         for step in steps:
             logging.getLogger(__name__).info("%s", maintenance.told(step))
@@ -94,7 +76,7 @@ with DAG(
         from embedding_tasks.store.connection import open_store
 
         done = maintenance.maintain(
-            lambda: open_store(_connection, direct=True), [use_case.find(name)]
+            lambda: open_store(connection, direct=True), [use_case.find(name)]
         )
         return dict(Counter(step.work for step in done))
 
@@ -110,11 +92,3 @@ def _cases() -> list[use_case.UseCase]:
         except ConfigError:
             continue
     return valid
-
-
-def _connection(connection_id: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = Connection.get(connection_id).to_dict(validate=False)
-    except AirflowNotFoundException:
-        raise KeyError(connection_id) from None
-    return found

@@ -23,6 +23,19 @@ from embedding_tasks import settings
 from embedding_tasks.errors import ConfigError, DatabaseAway, EmbedlineError
 from embedding_tasks.use_case import Source
 
+# The other side is given up two minutes after the network has lost it, and with it the
+# locks it holds; by default that takes hours. A pooler or a socket of this machine has
+# no use for it.
+_KEEPALIVES = {
+    "keepalives_idle": 60,
+    "keepalives_interval": 10,
+    "keepalives_count": 6,
+    "tcp_user_timeout": 120_000,
+}
+_KEEPALIVES_OF_SERVER = {
+    name if name.startswith("tcp_") else f"tcp_{name}": str(value)
+    for name, value in _KEEPALIVES.items()
+}
 # Of a transaction that holds locks alone: see `keep`.
 KEEPER = "embedline-lock"
 
@@ -51,7 +64,7 @@ def connect(conninfo: str, *, role: str) -> Connection:
             autocommit=True,
             application_name=f"embedline-{role}",
             client_encoding="UTF8",
-            connect_timeout=_connect_timeout(conninfo),
+            **_unless_given(conninfo),
             # a pooler gives each transaction another session, which has not prepared it
             prepare_threshold=None,
         )
@@ -67,19 +80,41 @@ def connect(conninfo: str, *, role: str) -> Connection:
         ) from error
 
 
-def _connect_timeout(conninfo: str) -> int:
-    return int(conninfo_to_dict(conninfo).get("connect_timeout") or 10)
+def _unless_given(conninfo: str) -> dict[str, Any]:
+    given = conninfo_to_dict(conninfo)
+    defaults = {"connect_timeout": 10, **_KEEPALIVES}
+    return {name: given.get(name) or value for name, value in defaults.items()}
 
 
 def take_time(connection: Connection) -> None:
     """For the rest of the transaction no limit of the role or the database ends a long
-    statement, or a session that waits for the other database."""
+    statement, or a session that waits for the other database: only one whose client is
+    gone."""
     limits = ["statement_timeout", "idle_in_transaction_session_timeout"]
     if connection.info.server_version >= 170_000:
         limits.append("transaction_timeout")
+    _set_local(connection, {**dict.fromkeys(limits, "0"), **_keepalives(connection)})
+
+
+def notice_loss(connection: Connection) -> None:
+    """For the rest of the transaction the server gives a client up that the network has
+    lost, as the client does with a server; unless `options` say when. Takes no
+    snapshot."""
+    _set_local(connection, _keepalives(connection))
+
+
+def _keepalives(connection: Connection) -> dict[str, str]:
+    given = connection.info.options
+    return {n: v for n, v in _KEEPALIVES_OF_SERVER.items() if n not in given}
+
+
+def _set_local(connection: Connection, settings: Mapping[str, str]) -> None:
+    statement = sql.SQL("SET LOCAL {} = {}")
     connection.execute(
-        "SELECT set_config(name, '0', true) FROM unnest(%s::text[]) AS limits (name)",
-        [limits],
+        sql.SQL("; ").join(
+            statement.format(sql.Identifier(name), sql.Literal(value))
+            for name, value in settings.items()
+        )
     )
 
 

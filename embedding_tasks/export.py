@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from embedding_tasks import frames, reading
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.filters import Where
+from embedding_tasks.filters import Filter
 from embedding_tasks.selection import Selection
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ def export(
     use_case: str,
     folder: Path,
     *,
-    where: Where | None = None,
+    filter: Filter | None = None,
     columns: Sequence[str] | None = None,
     feature: str | None = None,
-    version: int | None = None,
+    model_version: int | None = None,
     rows_per_part: int = ROWS_PER_PART,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -101,12 +101,12 @@ def export(
     something else that may not be overwritten; `SearchError` and `DatabaseAway` as
     `reading.read`. An error or an interrupt leaves the parts that are whole."""
     frames.arrow()
-    with reading.selected(store, use_case, where, columns, feature, version) as (
+    with reading.selected(store, use_case, filter, columns, feature, model_version) as (
         held,
         chosen,
     ):
         chosen = chosen.with_keys()
-        asked = _asked(chosen, where)
+        asked = _asked(chosen, filter)
         if dry_run:
             found = None if overwrite else _resumable(folder, asked)
             return _foreseen(held, chosen, found or Manifest(asked), rows_per_part)
@@ -129,11 +129,11 @@ def export(
     )
 
 
-def _asked(chosen: Selection, where: Where | None) -> dict[str, Any]:
+def _asked(chosen: Selection, filter: Filter | None) -> dict[str, Any]:
     """As JSON has it, to be compared with a manifest."""
     told = {
         **chosen.facts,
-        "where": dict(where or {}),
+        "filter": dict(filter or {}),
         "columns": [column.name for column in chosen.columns],
         "order": list(chosen.order),
     }
@@ -251,7 +251,7 @@ def _write(
     progress: Progress,
 ) -> None:
     total = manifest.rows + _count(store, chosen, manifest)
-    facts = {"where": manifest.asked["where"], "as_of": _now(store)}
+    facts = {"filter": manifest.asked["filter"], "as_of": _now(store)}
     schema = frames.schema(chosen, facts)
     blocks = reading.read_blocks(
         store,

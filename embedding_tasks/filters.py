@@ -6,34 +6,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import UTC, date, datetime
 from typing import Any, LiteralString
 
 from psycopg import sql
 
 from embedding_tasks.errors import SearchError, valid_choices
 
-Where = Mapping[str, Any]
+Filter = Mapping[str, Any]
 
 
-def condition(where: Where | None, columns: Collection[str]) -> sql.Composable:
+def condition(filter: Filter | None, columns: Collection[str]) -> sql.Composable:
     """A boolean expression over `columns`, those of the relation that is asked.
 
     prediction, label, environment, key: a value, or several of which any will do; None:
     there is none. misclassified: prediction and label differ
     (False: are equal). labelled: there is a label, or none. score: from, to, both
-    included. event_time: from on, before. Either end may be None. tags: those a record
-    has at least. Raises `SearchError`."""
+    included. event_time: from on, before; without a zone it is UTC. Either end may be
+    None. tags: those a record has at least. Raises `SearchError`."""
     conditions = []
-    for name, value in (where or {}).items():
+    for name, value in (filter or {}).items():
         if name not in _CONDITIONS:
             raise SearchError(
-                f"where: no filter {valid_choices(name, list(_CONDITIONS))}"
+                f"filter: no key {valid_choices(name, list(_CONDITIONS))}"
             )
         needed, make = _CONDITIONS[name]
         if missing := [c for c in needed if c not in columns]:
             raise SearchError(
-                f"where: {name!r} needs the column {missing[0]!r}, which is not here"
+                f"filter {name} needs the column {missing[0]!r}, which is not here"
             )
         conditions.append(make(name, value))
     return sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("true")
@@ -95,25 +95,24 @@ def _score(name: str, value: Any) -> sql.Composed:
 def _event_time(name: str, value: Any) -> sql.Composed:
     def instant(bound: Any) -> sql.Composed:
         try:
-            when = bound if isinstance(bound, datetime) else _instant(bound)
+            when = _instant(bound)
         except ValueError:
             raise _refused(
-                name, value, "[from, before], as 2026-01-31T12:00:00+00:00, or null"
+                name, value, "[from, before], as 2026-01-31 or 2026-01-31T12:00Z"
             ) from None
-        if when.tzinfo is None:
-            raise _refused(name, value, "times with a zone, as 2026-01-31T12:00Z")
         return sql.SQL("{}::timestamptz").format(sql.Literal(when.isoformat()))
 
     return _between(name, value, instant, "<")
 
 
 def _instant(value: Any) -> datetime:
-    """A day alone begins at midnight UTC."""
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    elif isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
         raise ValueError
-    if len(value) == len("2026-01-31"):
-        value += "T00:00:00+00:00"
-    return datetime.fromisoformat(value)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _between(
@@ -147,7 +146,7 @@ def _tags(name: str, value: Any) -> sql.Composed:
 
 
 def _refused(name: str, value: Any, valid: str) -> SearchError:
-    return SearchError(f"where: {name}: {value!r} is not valid; valid: {valid}")
+    return SearchError(f"filter {name}: {value!r} is not valid; valid: {valid}")
 
 
 _CONDITIONS: dict[str, tuple[tuple[str, ...], Callable[[str, Any], sql.Composed]]] = {

@@ -218,13 +218,13 @@ def retry_dead(
     store: Connection, version: ModelVersion, keys: Sequence[str] | None = None
 ) -> int:
     """All of them, or those of these keys."""
-    return store.execute(
-        "UPDATE embedline.ledger SET dead_at = NULL, attempts = 0, error = NULL,"
-        " next_attempt_at = now() WHERE model_version = %(version)s"
-        " AND dead_at IS NOT NULL"
-        " AND (%(keys)s::text[] IS NULL OR key = ANY (%(keys)s))",
+    return _update_held(
+        store,
+        "dead_at = NULL, attempts = 0, error = NULL, next_attempt_at = now()",
         {"version": version.id, "keys": None if keys is None else list(keys)},
-    ).rowcount
+        "model_version = %(version)s AND dead_at IS NOT NULL"
+        " AND (%(keys)s::text[] IS NULL OR key = ANY (%(keys)s))",
+    )
 
 
 def drop_outdated(store: Connection, version: ModelVersion, keys: list[str]) -> None:

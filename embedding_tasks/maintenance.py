@@ -170,9 +170,10 @@ def _under_lock(
         blame(store=session),
     ):
         made: list[Callable[[], None]] = []
-        for step in steps(look(store, subject.version)):
+        seen = look(store, subject.version)
+        for step in steps(seen):
             if step.work != "none":
-                made += _do(store, session, subject, step, tell)
+                made += _do(store, session, subject, seen, step, tell)
                 done.append(step)
         # when those are gone that searches may still take in place of what was built
         for record in made:
@@ -181,14 +182,19 @@ def _under_lock(
 
 
 def _do(
-    store: Connection, session: Connection, subject: Subject, step: Step, tell: Tell
+    store: Connection,
+    session: Connection,
+    subject: Subject,
+    seen: Table,
+    step: Step,
+    tell: Tell,
 ) -> list[Callable[[], None]]:
-    """Returns what is to be measured and recorded of it."""
+    """Returns what is to be measured and recorded of it. `seen` is the table as the
+    steps were decided by."""
     version = subject.version
     log.info("%s", told(step))
-    table = look(store, version)
-    memory = index.memory(store, table.rows, version)
-    found = {i.name: i for i in table.indexes}
+    memory = index.memory(store, seen.rows, version)
+    found = {i.name: i for i in seen.indexes}
 
     def say(progress: Progress) -> None:
         tell(step, progress)
@@ -196,8 +202,9 @@ def _do(
     began = _now(store)
     match step.work:
         case "drop":
-            if step.index in found:
-                index.drop(session, found[step.index])
+            assert step.index is not None
+            index.drop(session, found[step.index])
+            index.set_vacuum_share(session, version)
         case "vacuum":
             index.vacuum(store, session, version, say)
         case "build":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class QueryModel:
     """The model of the version that serves, loaded once. Compare its vectors with those
-    of `version` only: the view has another one as soon as that is promoted."""
+    of `model_version` only: the view has another one as soon as that is promoted."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class QueryModel:
 
     def __repr__(self) -> str:
         return (
-            f"QueryModel(feature={self._version.feature!r}, version={self.version}, "
-            f"dims={self.dims})"
+            f"QueryModel(feature={self._version.feature!r}, "
+            f"model_version={self.model_version}, dims={self.dims})"
         )
 
     @property
-    def version(self) -> int:
+    def model_version(self) -> int:
         """As the column `model_version` has it."""
         return self._version.version
 

@@ -2,7 +2,7 @@
 
     import embedding_tasks
 
-    frame = embedding_tasks.read("tweets", where={"misclassified": True})
+    frame = embedding_tasks.read("tweets", filter={"misclassified": True})
     matrix = numpy.stack(frame["embedding"])
 
 A reading is one statement and so of one snapshot, and of one model version: a promotion
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 
 from embedding_tasks.connections import Connection, blame
-from embedding_tasks.filters import Where
+from embedding_tasks.filters import Filter
 from embedding_tasks.selection import Selection, select
 from embedding_tasks.store import decode
 from embedding_tasks.store.connection import open_store
@@ -39,16 +39,16 @@ Progress = Callable[[int], None]
 
 def read(
     use_case: str,
-    where: Where | None = None,
+    filter: Filter | None = None,
     columns: Sequence[str] | None = None,
     *,
     feature: str | None = None,
-    version: int | None = None,
+    model_version: int | None = None,
     store: Connection | None = None,
     progress: Progress | None = None,
 ) -> pandas.DataFrame:
     """All rows of the use case's view, or of the feature or model version named.
-    `where` is as in `filters.condition`. An embedding is a float32 array (halfvec:
+    `filter` is as in `filters.condition`. An embedding is a float32 array (halfvec:
     float16), a span a tuple of its start and stop, tags are a mapping; `attrs` says
     which model version made the vectors.
 
@@ -56,36 +56,42 @@ def read(
     where the store is not as this version needs it."""
     from embedding_tasks import frames
 
-    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, filter, columns, feature, model_version) as (
+        held,
+        chosen,
+    ):
         blocks = list(read_blocks(held, chosen, progress=progress))
         return frames.to_pandas(chosen, blocks)
 
 
 def read_chunks(
     use_case: str,
-    where: Where | None = None,
+    filter: Filter | None = None,
     columns: Sequence[str] | None = None,
     *,
     feature: str | None = None,
-    version: int | None = None,
+    model_version: int | None = None,
     rows: int = ROWS,
     store: Connection | None = None,
 ) -> Iterator[pandas.DataFrame]:
     """As `read`, at most so many rows at a time: no more than that is in memory."""
     from embedding_tasks import frames
 
-    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, filter, columns, feature, model_version) as (
+        held,
+        chosen,
+    ):
         for block in read_blocks(held, chosen, rows):
             yield frames.to_pandas(chosen, [block])
 
 
 def read_arrow(
     use_case: str,
-    where: Where | None = None,
+    filter: Filter | None = None,
     columns: Sequence[str] | None = None,
     *,
     feature: str | None = None,
-    version: int | None = None,
+    model_version: int | None = None,
     store: Connection | None = None,
     progress: Progress | None = None,
 ) -> pyarrow.Table:
@@ -94,25 +100,31 @@ def read_arrow(
     rows come from, as JSON under `embedline`. Needs the extra `arrow`."""
     from embedding_tasks import frames
 
-    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, filter, columns, feature, model_version) as (
+        held,
+        chosen,
+    ):
         blocks = list(read_blocks(held, chosen, progress=progress))
         return frames.to_table(chosen, blocks)
 
 
 def read_batches(
     use_case: str,
-    where: Where | None = None,
+    filter: Filter | None = None,
     columns: Sequence[str] | None = None,
     *,
     feature: str | None = None,
-    version: int | None = None,
+    model_version: int | None = None,
     rows: int = ROWS,
     store: Connection | None = None,
 ) -> Iterator[pyarrow.RecordBatch]:
     """As `read_arrow`, at most so many rows at a time."""
     from embedding_tasks import frames
 
-    with selected(store, use_case, where, columns, feature, version) as (held, chosen):
+    with selected(store, use_case, filter, columns, feature, model_version) as (
+        held,
+        chosen,
+    ):
         schema = frames.schema(chosen)
         for block in read_blocks(held, chosen, rows):
             yield frames.to_batch(chosen, block, schema)
@@ -143,10 +155,10 @@ def read_blocks(
 def selected(
     store: Connection | None,
     use_case: str,
-    where: Where | None,
+    filter: Filter | None,
     columns: Sequence[str] | None,
     feature: str | None,
-    version: int | None,
+    model_version: int | None,
 ) -> Iterator[tuple[Connection, Selection]]:
     with ExitStack() as stack:
         held = store or stack.enter_context(closing(open_store()))
@@ -158,9 +170,9 @@ def selected(
             select(
                 held,
                 use_case,
-                where=where,
+                filter=filter,
                 columns=columns,
                 feature=feature,
-                version=version,
+                model_version=model_version,
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -21,6 +22,9 @@ from embedding_tasks.use_case import Window, kind_of
 
 log = logging.getLogger(__name__)
 
+# A run is closed for it after a day.
+_BEAT_SECONDS = 300.0
+
 
 @contextmanager
 def recorded(store: Connection, request: Request, stage: str) -> Iterator[int]:
@@ -33,11 +37,38 @@ def recorded(store: Connection, request: Request, stage: str) -> Iterator[int]:
     with blame(store=store):
         run_id = begin(store, request, stage)
     try:
-        with blame(store=store):
+        with _alive(request, run_id), blame(store=store):
             yield run_id
     except BaseException as error:
         _record_failure(store, request, run_id, stage, error)
         raise
+
+
+@contextmanager
+def _alive(request: Request, run_id: int) -> Iterator[None]:
+    """Says so from a thread of its own, whatever the stage waits for: a source, a GPU,
+    other workers. What cannot be said costs nothing yet."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(_BEAT_SECONDS):
+            try:
+                with request.open_store() as store:
+                    _touch(store, run_id)
+            except Exception as error:
+                log.warning("no sign of life given run=%d error=%s", run_id, error)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _touch(store: Connection, run_id: int) -> None:
+    store.execute("UPDATE embedline.run SET seen_at = now() WHERE id = %s", [run_id])
 
 
 def _record_failure(
@@ -68,7 +99,7 @@ def begin(store: Connection, request: Request, stage: str) -> int:
         " (use_case, external_id, kind, scope, since, until, reembed)"
         " VALUES (%(use_case)s, %(external_id)s, %(kind)s, %(scope)s, %(since)s,"
         "  %(until)s, %(reembed)s)"
-        " ON CONFLICT (use_case, external_id) DO UPDATE SET"
+        " ON CONFLICT (use_case, external_id) DO UPDATE SET seen_at = now(),"
         "  failed_stages = CASE %(stage)s WHEN 'sync' THEN '{}'"
         "    ELSE array_remove(r.failed_stages, %(stage)s) END"
         " RETURNING id",
@@ -106,18 +137,13 @@ def count(store: Connection, run_id: int, synced: Synced) -> None:
 
 def close_abandoned(store: Connection, use_case_id: int, run_id: int) -> None:
     """Other runs whose process was killed, or that were under way when the dump was
-    made that this store was restored from. One that lives after all is running again
-    from its next stage on."""
+    made that this store was restored from. One that only waits in a scheduler's queue
+    is running again from its next stage on."""
     closed = store.execute(
-        "UPDATE embedline.run r SET state = 'failed', finished_at = now(),"
+        "UPDATE embedline.run SET state = 'failed', finished_at = now(),"
         "  error = 'no sign of life for a day: its process is gone'"
         " WHERE use_case = %s AND id <> %s AND state = 'running'"
-        "  AND greatest(started_at, synced_at) < now() - interval '1 day'"
-        "  AND NOT EXISTS (SELECT FROM embedline.ledger l"
-        "   JOIN embedline.model_version m ON m.id = l.model_version"
-        "   WHERE m.use_case = r.use_case AND l.lease_token IS NOT NULL"
-        "    AND l.lease_until > now()"
-        "    AND starts_with(l.lease_holder, r.external_id || '/'))",
+        "  AND seen_at < now() - interval '1 day'",
         [use_case_id, run_id],
     )
     if closed.rowcount:

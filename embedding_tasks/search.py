@@ -26,6 +26,7 @@ from embedding_tasks.connections import Connection, Resolve
 from embedding_tasks.encoders import Encoder, Runtime
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.errors import SearchError
+from embedding_tasks.filters import Filter
 from embedding_tasks.inputs import Sentence
 from embedding_tasks.store import versions
 from embedding_tasks.store.connection import open_store
@@ -45,7 +46,6 @@ def encoder_of(
     return encoders.load(version, runtime)
 
 
-Filter = Mapping[str, Any]
 EncoderFor = Callable[[ModelVersion], Encoder]
 
 # With the model of the version that serves by then.

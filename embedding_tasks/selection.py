@@ -13,7 +13,7 @@ from psycopg import sql
 from embedding_tasks import filters
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import SearchError, valid_choices
-from embedding_tasks.filters import Where
+from embedding_tasks.filters import Filter
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import ONE_FEATURE
@@ -121,16 +121,16 @@ def select(
     store: Connection,
     use_case: str,
     *,
-    where: Where | None = None,
+    filter: Filter | None = None,
     columns: Sequence[str] | None = None,
     feature: str | None = None,
-    version: int | None = None,
+    model_version: int | None = None,
 ) -> Selection:
     """To be called in a transaction, which then holds what is read: no promotion
     changes it before the end. Raises `SearchError`, which lists what is valid, or says
     which right is lacking."""
     try:
-        return _select(store, use_case, where, columns, feature, version)
+        return _select(store, use_case, filter, columns, feature, model_version)
     except psycopg.errors.InsufficientPrivilege as error:
         raise SearchError(
             f"{error.diag.message_primary}; what serves is read by a role that has the "
@@ -141,22 +141,22 @@ def select(
 def _select(
     store: Connection,
     use_case: str,
-    where: Where | None,
+    filter: Filter | None,
     columns: Sequence[str] | None,
     feature: str | None,
-    version: int | None,
+    model_version: int | None,
 ) -> Selection:
-    relation, made_by = _asked(store, use_case, feature, version)
+    relation, made_by = _asked(store, use_case, feature, model_version)
     available = _columns(store, relation)
     # held by now: no promotion can come between
-    relation, made_by = _asked(store, use_case, feature, version)
+    relation, made_by = _asked(store, use_case, feature, model_version)
     names = [column.name for column in available]
     return Selection(
         use_case=use_case,
         versions=made_by,
         columns=_chosen(available, columns),
         relation=relation,
-        condition=filters.condition(where, names),
+        condition=filters.condition(filter, names),
         keys=[column for column in available if column.name in ("key", "unit")],
     )
 
@@ -174,11 +174,11 @@ def _chosen(available: list[Column], names: Sequence[str] | None) -> list[Column
 
 
 def _asked(
-    store: Connection, use_case: str, feature: str | None, version: int | None
+    store: Connection, use_case: str, feature: str | None, model_version: int | None
 ) -> tuple[sql.Composable, list[ModelVersion]]:
     """What to select from, and whose vectors it has."""
-    if version is not None:
-        chosen = _numbered(store, use_case, feature, version)
+    if model_version is not None:
+        chosen = _numbered(store, use_case, feature, model_version)
         if not chosen.serves:
             return _query(store, chosen), [chosen]
         feature = chosen.feature
@@ -205,12 +205,8 @@ def _side_by_side(
 def _query(store: Connection, version: ModelVersion) -> sql.Composed:
     """A version that does not serve has no view, but could have this one."""
     row = store.execute(
-        "SELECT embedline.feature_view(m, NOT own.found AND EXISTS ("
-        "  SELECT FROM embedline.prediction p"
-        "   WHERE p.use_case = m.use_case AND p.model_version = 0))"
-        " FROM embedline.model_version m CROSS JOIN LATERAL (SELECT EXISTS ("
-        "  SELECT FROM embedline.prediction p"
-        "   WHERE p.use_case = m.use_case AND p.model_version = m.id) AS found) own"
+        "SELECT embedline.feature_view(m, u.predicted_by_source)"
+        " FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case"
         " WHERE m.id = %s",
         [version.id],
     ).fetchone()

@@ -42,7 +42,7 @@ def main(use_case: str, text: str, k: str = "5") -> None:
         metadata_json_column="tags",
     )
     # the vectors of another model are no neighbours
-    same_model = {"model_version": {"$eq": model.version}}
+    same_model = {"model_version": {"$eq": model.model_version}}
     found = store.similarity_search_with_score(text, k=int(k), filter=same_model)
     for document, distance in found:
         label = document.metadata["label"]

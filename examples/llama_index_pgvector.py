@@ -63,7 +63,7 @@ def main(use_case: str, text: str, k: str = "5") -> None:
     )
     # the vectors of another model are no neighbours
     same_model = MetadataFilter(
-        key="model_version", value=model.version, operator=FilterOperator.EQ
+        key="model_version", value=model.model_version, operator=FilterOperator.EQ
     )
     found = store.query(
         VectorStoreQuery(

@@ -12,7 +12,7 @@ import embedding_tasks
 def main(use_case: str) -> None:
     wrong = embedding_tasks.read(
         use_case,
-        where={"misclassified": True},
+        filter={"misclassified": True},
         columns=["key", "embedding", "prediction", "label", "score"],
     )
     print(wrong.groupby(["label", "prediction"]).size().to_string())

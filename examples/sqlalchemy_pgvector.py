@@ -30,7 +30,7 @@ def main(use_case: str, text: str, k: str = "5") -> None:
     question = (
         select(records.c.key, records.c.data, records.c.label, distance)
         # the vectors of another model are no neighbours
-        .where(records.c.model_version == model.version)
+        .where(records.c.model_version == model.model_version)
         .order_by(distance)
         .limit(int(k))
     )

@@ -12,8 +12,6 @@ from typing import Any
 
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.plugins_manager import AirflowPlugin
-from airflow.sdk import Connection
-from airflow.sdk.exceptions import AirflowNotFoundException
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from fastapi.templating import Jinja2Templates
@@ -23,6 +21,7 @@ from embedding_tasks.encoders import Encoder
 from embedding_tasks.errors import EmbedlineError, TransientError
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion
+from embedline_airflow import connection
 
 PREFIX = "/embedline"
 MODELS_KEPT = 2
@@ -56,7 +55,7 @@ def page(
     }
     code = 200
     try:
-        with open_store(_connection) as store:
+        with open_store(connection) as store:
             facts["rows"] = status.of(store)
             if use_case and q.strip() and by == "key":
                 facts["found"] = search.by_key(store, use_case, q.strip(), k)
@@ -82,17 +81,9 @@ def _encoder(version: ModelVersion) -> Encoder:
             while len(_encoders) >= MODELS_KEPT:
                 _encoders.pop(next(iter(_encoders)))
             _encoders[version.id] = search.encoder_of(
-                version, device="cpu", resolve=_connection
+                version, device="cpu", resolve=connection
             )
         return _encoders[version.id]
-
-
-def _connection(connection_id: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = Connection.get(connection_id).to_dict(validate=False)
-    except AirflowNotFoundException:
-        raise KeyError(connection_id) from None
-    return found
 
 
 class EmbedlineView(AirflowPlugin):

@@ -63,7 +63,7 @@ def test_files_hold_what_the_store_holds_in_key_order(
     told = json.loads(schema.metadata[b"embedline"])
     assert told["use_case"] == "messages"
     assert len(told["versions"][0]["fingerprint"]) == 64
-    assert told["where"] == {}
+    assert told["filter"] == {}
     kept = manifest(folder)
     assert kept["complete"]
     assert [part["rows"] for part in kept["parts"]] == [50, 50, 20]
@@ -155,15 +155,15 @@ def test_an_export_of_something_else_is_not_mixed_in(
     folder = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         exports.export("messages", folder, rows_per_part=25, progress=stop_after(1))
-    with pytest.raises(ConfigError, match="export of other where"):
-        exports.export("messages", folder, where={"label": "v"})
+    with pytest.raises(ConfigError, match="export of other filter"):
+        exports.export("messages", folder, filter={"label": "v"})
     with pytest.raises(ConfigError, match="export of other columns"):
         exports.export("messages", folder, columns=["embedding"])
     filled.use_case(pooling="max")
     filled.run()
     with pytest.raises(ConfigError, match="export of other versions"):
         exports.export("messages", folder)
-    made = exports.export("messages", folder, version=1)
+    made = exports.export("messages", folder, model_version=1)
     assert (made.rows, made.resumed) == (120, True)
     made = exports.export("messages", folder, overwrite=True)
     assert (made.rows, made.parts, made.resumed) == (120, 1, False)
@@ -210,8 +210,8 @@ def test_a_dry_run_counts_and_writes_nothing(filled: Project, tmp_path: Path) ->
     made = exports.export("messages", folder, rows_per_part=50, dry_run=True)
     assert (made.rows, made.parts, made.written) == (120, 3, 120)
     assert not folder.exists()
-    where = {"label": "v"}
-    assert exports.export("messages", folder, where=where, dry_run=True).rows == 40
+    only = {"label": "v"}
+    assert exports.export("messages", folder, filter=only, dry_run=True).rows == 40
 
 
 def test_what_one_run_writes_is_of_one_moment(
@@ -237,19 +237,19 @@ def test_the_command_says_what_it_did(filled: Project, tmp_path: Path) -> None:
             text=True,
         )
 
-    where = ["--where", '{"labelled": true}', "--columns", "embedding,label"]
+    only = ["--filter", '{"labelled": true}', "--columns", "embedding,label"]
     to = ["--to", str(tmp_path / "out"), "--rows", "30"]
-    planned = embedline(*to, *where, "--dry-run")
+    planned = embedline(*to, *only, "--dry-run")
     assert "would write 40 rows" in planned.stdout
-    made = embedline(*to, *where)
+    made = embedline(*to, *only)
     assert "wrote 40 rows" in made.stdout
     assert "40 rows in 2 files" in made.stdout
     assert "30 of 40 rows" in made.stderr
     names = pq.read_schema(tmp_path / "out" / "part-00000.parquet").names
     assert names == ["key", "unit", "embedding", "label"]
-    refused = embedline(*to, "--where", "label = 'v'")
+    refused = embedline(*to, "--filter", "label = 'v'")
     assert refused.returncode == 1
-    assert "--where is not JSON" in refused.stderr
+    assert "--filter is not JSON" in refused.stderr
 
 
 def test_words_are_read_and_exported_one_by_one(

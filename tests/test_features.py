@@ -326,3 +326,40 @@ def test_rights_on_columns_that_are_gone_do_not_hold_up_a_sync(
 def test_a_template_has_no_formats(project: Project) -> None:
     with pytest.raises(ConfigError, match="has a format; valid"):
         project.use_case(source={"template": "{body:>10}"})
+
+
+def test_every_table_view_type_and_column_says_what_it_holds(
+    articles: Project, store: Connection
+) -> None:
+    articles.run()
+    silent = store.execute(
+        "SELECT c.oid::regclass::text, a.attname::text FROM pg_class c"
+        " LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND attnum > 0"
+        "  AND NOT attisdropped"
+        " WHERE relnamespace IN ('embedline'::regnamespace,"
+        "  'embeddings'::regnamespace) AND relkind IN ('r', 'v', 'c')"
+        " AND (col_description(c.oid, attnum) IS NULL OR coalesce("
+        "  obj_description(c.oid, 'pg_class'), obj_description(c.reltype, 'pg_type'))"
+        "  IS NULL)"
+    ).fetchall()
+    assert silent == []
+    described = "embeddings.messages__summary"
+    assert store.execute(
+        "SELECT col_description(%s::regclass, attnum) FROM pg_attribute"
+        " WHERE attrelid = %s::regclass AND attname = 'score'",
+        [described, described],
+    ).fetchall() == [("how sure the model was",)]
+
+
+def test_an_upgrade_describes_the_columns_of_views_that_are_there(
+    articles: Project, store: Connection
+) -> None:
+    articles.run()
+    view = "embeddings.messages__summary"
+    store.execute(f"COMMENT ON COLUMN {view}.score IS NULL")
+    articles.run()
+    assert store.execute(
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = %s::regclass"
+        " AND col_description(attrelid, attnum) IS NULL",
+        [view],
+    ).fetchone() == (0,)

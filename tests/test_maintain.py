@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -273,6 +275,50 @@ def test_none_means_none(indexed: Project, store: Connection) -> None:
     assert planned(indexed, store) == [("none", "storage.index.type is none")]
 
 
+def test_a_vacuum_comes_early_where_searches_are_exact(
+    indexed: Project, store: Connection
+) -> None:
+    def share() -> str:
+        row = store.execute(
+            "SELECT option_value FROM pg_class, pg_options_to_table(reloptions)"
+            " WHERE relname = %s AND option_name = 'autovacuum_vacuum_scale_factor'",
+            [live(store)[0].table_name],
+        ).fetchone()
+        assert row is not None
+        return str(row[0])
+
+    shares = [share()]
+    maintain(indexed)
+    shares.append(share())
+    assert maintain(indexed, storage={"index": {"m": 8}}) == ["build", "drop"]
+    shares.append(share())
+    maintain(indexed, storage={"index": {"type": "none"}})
+    shares.append(share())
+    assert shares == ["0.05", "0.3", "0.3", "0.05"]
+
+
+def test_an_index_that_has_swollen_is_made_anew(
+    indexed: Project, store: Connection
+) -> None:
+    """Nothing is dead any more, but of what was deleted its pages stay."""
+    fill(store, 3000)
+    assert maintain(indexed) == ["build"]
+    version = live(store)[0]
+    before = index.existing(store, version)[0].bytes
+    store.execute(
+        sql.SQL("DELETE FROM {} WHERE key > 'more 0 2'").format(version.table)
+    )
+    store.execute("SELECT pg_stat_force_next_flush()")
+    store.execute(sql.SQL("VACUUM {}").format(version.table))
+    ((work, why),) = planned(indexed, store)
+    assert work == "reindex"
+    assert "times as large as when it was built" in why
+    assert maintain(indexed) == ["reindex"]
+    (after,) = index.existing(store, version)
+    assert after.bytes < before / 1.5
+    assert maintain(indexed) == []
+
+
 def test_dead_rows_have_the_index_made_anew_and_go(
     indexed: Project, store: Connection
 ) -> None:
@@ -347,6 +393,36 @@ def test_a_build_has_the_memory_it_needs_up_to_what_is_allowed(
         index.memory(store, 10**6, version)
 
 
+def test_a_build_in_a_container_keeps_to_its_memory(
+    indexed: Project,
+    store: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    machine = psutil.virtual_memory()._replace(total=2**36)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    v2, v1 = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr(index, "_MEMORY_LIMITS", (v2, v1))
+    assert store.info.host.startswith("/")
+    version = live(store)[0]
+    for file, limit, given in (
+        (v2, None, 2**34),  # a quarter of the machine's
+        (v1, "9223372036854771712\n", 2**34),  # so it says that there is none
+        (v1, "4294967296\n", 2**30),  # a quarter of the container's
+        (v2, "max\n", 2**30),
+        (v2, "2147483648\n", 2**29),
+        (v2, "536870912\n", 2**28),  # the server itself has more
+    ):
+        if limit is not None:
+            file.write_text(limit)
+        assert index.memory(store, 10**9, version).given == given, limit
+    fill(store, 100)
+    assert maintain(indexed) == ["build"]
+    assert store.execute("SELECT memory FROM embedline.vector_index").fetchone() == (
+        2**26,
+    )
+
+
 @pytest.mark.parametrize(
     ("dims", "storage", "advice"),
     [
@@ -388,8 +464,12 @@ def test_the_command_plans_maintains_and_shows(
 
 
 def test_a_build_that_nobody_watches_says_how_far_it_is(
-    indexed: Project, store: Connection, caplog: pytest.LogCaptureFixture
+    indexed: Project,
+    store: Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(maintenance, "_LOG_SECONDS", 600)  # a busy machine takes long
     slow_to_build(indexed, store, rows=3000)
     with caplog.at_level(logging.INFO, "embedding_tasks"):
         assert maintain(indexed) == ["build"]

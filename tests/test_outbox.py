@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -480,6 +481,70 @@ BROKEN = {
     ),
     "another's": (f"COMMENT ON TABLE {OUTBOX} IS 'mine'", "by another version"),
 }
+
+
+def write_all(db: Connection, key: str) -> None:
+    db.execute(f"INSERT INTO messages ({key}, body) VALUES (30, 'x'), (31, 'x')")
+    db.execute(f"UPDATE messages SET body = 'y' WHERE {key} = 3")
+    db.execute(f"UPDATE messages SET {key} = 40 WHERE {key} = 4")
+    db.execute(f"DELETE FROM messages WHERE {key} = 5")
+
+
+def test_a_key_column_that_is_renamed_breaks_no_write(
+    boxed: Project, db: Connection, embedline: Command
+) -> None:
+    db.execute("ALTER TABLE messages RENAME id TO number")
+    write_all(db, "number")
+    db.execute("TRUNCATE messages")
+    with pytest.raises(SourceError, match="'id'"):
+        sync(boxed)
+    boxed.use_case(source={"key": "number"})
+    says = r"not whole: its key is \(id\); run `embedline outbox install messages`"
+    with pytest.raises(SourceError, match=says):
+        sync(boxed)
+    found = {f.what: f for f in check.use_case(boxed.use_case(), with_model=False)}
+    assert re.search(says, found["source"].problem or "")
+    assert re.search(says, embedline("outbox", "show", "messages").replace("\n", " "))
+    install(boxed)
+    db.execute("INSERT INTO messages (number, body) VALUES (3, 'z'), (50, 'z')")
+    sync(boxed)
+    assert "not whole" not in embedline("outbox", "show", "messages")
+
+
+def test_a_name_that_was_another_s_for_a_while_hides_nothing(
+    boxed: Project, db: Connection, store: Connection
+) -> None:
+    """Back under its old name, the outbox is whole; what it missed it knows of."""
+    db.execute("ALTER TABLE messages RENAME id TO number")
+    write_all(db, "number")
+    db.execute("ALTER TABLE messages RENAME number TO id")
+    db.execute("UPDATE messages SET body = 'z' WHERE id = 7")
+    sync(boxed)
+    boxed.run()
+    assert keys(store) == {*map(str, {*range(20), 30, 31, 40} - {4, 5})}
+    found = dict(store.execute("SELECT key, data FROM embeddings.messages"))
+    assert (found["3"], found["7"]) == ("y", "z")
+
+
+def test_an_outbox_that_is_dropped_breaks_no_write(
+    boxed: Project, db: Connection
+) -> None:
+    db.execute(f"DROP TABLE {OUTBOX}")
+    with db.transaction():
+        write_all(db, "id")
+    db.execute("TRUNCATE messages")
+
+
+def test_a_transaction_that_renames_back_and_forth_writes_on(
+    parted: Project, db: Connection
+) -> None:
+    with db.transaction():
+        db.execute("INSERT INTO parted VALUES (30, 1, 'x'), (31, 2, 'x')")
+        db.execute("ALTER TABLE parted RENAME id TO number")
+        db.execute("INSERT INTO parted VALUES (32, 1, 'x'), (33, 2, 'x')")
+        db.execute("ALTER TABLE parted RENAME number TO id")
+        db.execute("INSERT INTO parted VALUES (34, 1, 'x')")
+    assert sync(parted)["new"] == 5
 
 
 @pytest.mark.parametrize("what", BROKEN)

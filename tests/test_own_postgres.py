@@ -3,7 +3,10 @@ power, limits, poolers, and a standby that takes over."""
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,14 +20,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import embedding_tasks
 from embedding_tasks import device_lock, run
-from embedding_tasks.connections import Connection, connect
+from embedding_tasks.connections import Connection, connect, keep, take_time
 from embedding_tasks.errors import DatabaseAway
 from embedding_tasks.local import postgres
+from embedding_tasks.source import snapshot
 from embedding_tasks.store import migrate
 from embedding_tasks.store.roles import Names
 from tests.fix_cli import Command
 from tests.fix_postgres import start_server
 from tests.fix_project import Project, end_state
+from tests.fix_servers import free_port
 from tests.test_sources import copy_of
 
 Login = Callable[..., str]
@@ -34,6 +39,19 @@ def ask(dsn: str, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(dsn, autocommit=True) as connection:
         cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
+
+
+def pg_ctl(folder: Path, *arguments: str) -> None:
+    """As whom the server runs as. Its output goes to a file: a server that is started
+    would keep a pipe open."""
+    command = [str(postgres.binary("pg_ctl")), "-D", str(folder), *arguments]
+    owner = folder.stat().st_uid
+    with (folder / "pg_ctl.log").open("w+") as told:
+        done = subprocess.run(
+            command, user=owner, cwd=folder, stdout=told, stderr=subprocess.STDOUT
+        )
+        told.seek(0)
+        assert done.returncode == 0, told.read()
 
 
 def test_pgvector_may_live_in_any_schema(
@@ -295,6 +313,78 @@ def test_no_statement_counts_on_its_session(what: str) -> None:
     assert found == []
 
 
+# A network that is gone
+
+
+@pytest.fixture(scope="module")
+def by_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    home = tmp_path_factory.mktemp("tcp")
+    with start_server(home):
+        folder = home / "postgres"
+    port = free_port()
+    pg_ctl(
+        folder, "start", "-w", "-l", "tcp.log", "-o", f"-h 127.0.0.1 -p {port} -k ''"
+    )
+    yield f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
+    pg_ctl(folder, "stop", "-m", "fast")
+
+
+KEEPALIVES = {
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "6",
+    "tcp_user_timeout": "120000",
+}
+
+
+def keepalives(connection: Connection) -> dict[str, str]:
+    rows = [connection.execute(f"SHOW {name}").fetchone() for name in KEEPALIVES]  # type: ignore[arg-type]
+    return {name: row[0] for name, row in zip(KEEPALIVES, rows, strict=True) if row}
+
+
+def test_a_server_gives_up_a_client_that_the_network_has_lost(by_tcp: str) -> None:
+    with connect(by_tcp, role="store") as store:
+        before = keepalives(store)
+        assert before != KEEPALIVES
+        with store.transaction():
+            take_time(store)
+            assert keepalives(store) == KEEPALIVES
+        assert keepalives(store) == before
+        assert keep(store, sql.SQL("pg_try_advisory_xact_lock(1)"))
+        assert keepalives(store) == KEEPALIVES
+    with snapshot.take(by_tcp) as source:
+        assert keepalives(source) == KEEPALIVES
+    own = make_conninfo(by_tcp, options="-c tcp_keepalives_idle=7200")
+    with connect(own, role="store") as store, store.transaction():
+        take_time(store)
+        assert keepalives(store) == {**KEEPALIVES, "tcp_keepalives_idle": "7200"}
+
+
+@pytest.mark.parametrize(
+    ("own", "idle", "timeout"),
+    [
+        ({}, 60, 120_000),
+        ({"keepalives_idle": 30, "tcp_user_timeout": 5000}, 30, 5000),
+    ],
+)
+def test_a_client_gives_up_a_server_that_the_network_has_lost(
+    by_tcp: str, own: dict[str, int], idle: int, timeout: int
+) -> None:
+    with (
+        connect(make_conninfo(by_tcp, **own), role="store") as store,
+        socket.socket(fileno=os.dup(store.fileno())) as end,
+    ):
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        found = [
+            end.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (
+                *(socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT),
+                socket.TCP_USER_TIMEOUT,
+            )
+        ]
+        assert found == [idle, 10, 6, timeout]
+
+
 # A standby that takes over
 
 
@@ -316,17 +406,8 @@ class Cluster:
 
     def fail_over(self) -> None:
         """The primary is gone at once, as if its power was, and the other promoted."""
-        self._control(0, "stop", "-m", "immediate")
-        self._control(1, "promote", "-w")
-
-    def _control(self, number: int, *arguments: str) -> None:
-        import subprocess
-
-        folder = self.folders[number] / "postgres"
-        command = [str(postgres.binary("pg_ctl")), "-D", str(folder), *arguments]
-        owner = folder.stat().st_uid
-        done = subprocess.run(command, user=owner, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        pg_ctl(self.folders[0] / "postgres", "stop", "-m", "immediate")
+        pg_ctl(self.folders[1] / "postgres", "promote", "-w")
 
 
 @pytest.fixture

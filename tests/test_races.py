@@ -121,3 +121,25 @@ def test_a_write_that_meets_an_uncommitted_delete_is_turned_away(
         assert deleting.result()["deleted"] == 1
     assert_gone(store, "3")
     assert ledger.outstanding(store, lease.version, 60).leased == 0
+
+
+def test_dead_records_are_taken_up_in_the_order_that_workers_lock_them(
+    project: Project, store: Connection, store_dsn: str, write_messages: Write
+) -> None:
+    write_messages(range(5))
+    run.sync_stage(project.request())
+    version = versions.active(store, "messages")
+    for key in "43210":  # in the table they now lie in this order
+        store.execute(
+            "UPDATE embedline.ledger SET dead_at = now() WHERE key = %s", [key]
+        )
+    lock = "SELECT FROM embedline.ledger WHERE key = %s FOR UPDATE"
+    with connect(store_dsn, role="store") as other, ThreadPoolExecutor() as pool:
+        other.execute("SET enable_indexscan = off; SET enable_bitmapscan = off")
+        with store.transaction():
+            store.execute(lock, ["0"])
+            retried = pool.submit(ledger.retry_dead, other, version)
+            with connect(store_dsn, role="store") as watch:
+                wait_until_blocked(watch, retried)
+            store.execute(lock, ["4"])
+        assert retried.result() == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -13,7 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 import embedding_tasks
-from embedding_tasks import status
+from embedding_tasks import runs, status
 from embedding_tasks.connections import Connection, as_environment, connect
 from embedding_tasks.local.postgres import binary
 from embedding_tasks.store import migrate, versions
@@ -151,10 +152,7 @@ def test_a_store_dumped_in_the_middle_of_a_run_is_healed_by_the_next(
         ).fetchone()
         assert stored is not None
         assert 0 < stored[0] < 120
-        copy.execute(
-            "UPDATE embedline.run SET started_at = now() - interval '25 hours',"
-            " synced_at = now() - interval '25 hours'"
-        )
+        copy.execute("UPDATE embedline.run SET seen_at = now() - interval '25 hours'")
         counts = full_use_case.run()
         assert counts["embedded"] == 120 - stored[0]
         assert copy.execute(
@@ -172,24 +170,30 @@ def test_a_store_dumped_in_the_middle_of_a_run_is_healed_by_the_next(
 
 
 def test_a_run_that_lives_is_not_taken_for_abandoned(
-    filled: Project, store: Connection
+    filled: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However old it is, and whatever it waits for: it holds no lease."""
     store.execute(
-        "INSERT INTO embedline.run (use_case, external_id, kind, started_at)"
-        " SELECT u.id, r.name, 'cli', now() - r.age FROM embedline.use_case u,"
-        " (VALUES ('lives', interval '2 days'), ('begins', '0'), ('gone', '2 days'))"
-        " AS r (name, age)"
+        "INSERT INTO embedline.run (use_case, external_id, kind, started_at, seen_at)"
+        " SELECT u.id, r.name, 'cli', now() - interval '2 days', now() - r.age"
+        " FROM embedline.use_case u, (VALUES ('waits', interval '2 days'),"
+        " ('queued', '20 hours'), ('gone', '2 days')) AS r (name, age)"
     )
-    store.execute(
-        "UPDATE embedline.ledger SET lease_token = gen_random_uuid(), lease_until ="
-        " now() + interval '5 s', lease_holder = 'lives/0', have_hash = NULL"
-        " WHERE key = '7'"
-    )
-    filled.run()
-    states = dict(
-        store.execute("SELECT external_id, state FROM embedline.run WHERE id > 1")
-    )
-    assert states["lives"] == states["begins"] == "running"
+    monkeypatch.setattr(runs, "_BEAT_SECONDS", 0.05)
+    with runs.recorded(store, filled.request(external_id="waits"), "train"):
+        store.execute(
+            "UPDATE embedline.run SET seen_at = now() - interval '2 days'"
+            " WHERE external_id IN ('waits', 'gone')"
+        )
+        seen = "SELECT seen_at > now() - interval '1 minute' FROM embedline.run"
+        seen += " WHERE external_id = 'waits'"
+        deadline = time.monotonic() + 10
+        while store.execute(seen).fetchone() != (True,):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        filled.run()
+        states = dict(store.execute("SELECT external_id, state FROM embedline.run"))
+    assert states["waits"] == states["queued"] == "running"
     assert states["gone"] == "failed"
 
 

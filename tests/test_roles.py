@@ -275,7 +275,7 @@ def test_a_reader_reads_and_exports(
     assert len(read) == len(serving) > 0
     assert "wrote" in embedline("export", "messages", "--to", str(tmp_path / "out"))
     with pytest.raises(SearchError, match="another version by the writer's"):
-        embedding_tasks.read("messages", version=1)
+        embedding_tasks.read("messages", model_version=1)
 
 
 def test_what_a_role_may_not_do_is_said(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 
+import embedding_tasks
+from embedding_tasks import search
 from embedding_tasks.connections import Connection
 from tests.search_store import Row, add_index, ask, keys, make
 
@@ -82,7 +85,7 @@ def test_k_come_back_whenever_k_match_whichever_way_is_taken(
         found = keys(ask(store, NEAREST, query, 10, filter))
         assert len(found) == len(wanted)
         assert len({*found} & {*wanted}) >= 0.8 * len(wanted)
-        plan = ask(store, f"explain_{NEAREST}", query, 10, filter)[0]["explain_nearest"]
+        plan = _plan(store, query, 10, filter)
         ways[next(iter(filter))] = plan["plan"]
         assert plan["rows"] == len(wanted)
         assert plan["index"] == "embedline.things_hnsw"
@@ -101,8 +104,7 @@ def test_an_index_that_gives_up_is_followed_by_exact_search(store: Connection) -
     )
     found = ask(store, NEAREST, query, 10, {"prediction": "far"})
     assert keys(found) == [made.rows[i].key for i in far[:10]]
-    asked = f"explain_{NEAREST}"
-    plan = ask(store, asked, query, 10, {"prediction": "far"})[0]["explain_nearest"]
+    plan = _plan(store, query, 10, {"prediction": "far"})
     assert plan["plan"] == "hnsw, then exact"
     assert plan["matches"] == f"more than {plan['exact_up_to']}"
 
@@ -169,15 +171,42 @@ def test_values_too_long_for_an_index_are_stored_and_found(store: Connection) ->
     assert len(ask(store, NEAREST, query, 30, everything)) == 20
 
 
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata", "UTC"])
+def test_a_time_without_a_zone_is_utc_whatever_the_session_s_zone(
+    store: Connection, zone: str
+) -> None:
+    made = make(store)
+    store.execute("SELECT set_config('timezone', %s, false)", [zone])
+    store.execute("SET datestyle = 'ISO, DMY'")
+    wanted = {row.key for row in made.rows if 30 <= row.minute < 90}
+    naive = datetime(2026, 3, 1, 0, 30), datetime(2026, 3, 1, 1, 30)
+    for since, until in (
+        ("2026-03-01T00:30", "2026-03-01T01:30"),
+        ("2026-03-01T02:30+02:00", "2026-02-28T20:30-05:00"),
+        naive,
+    ):
+        filter: dict[str, Any] = {"event_time": [since, until]}
+        found = search.by_key(store, "things", "k0", 300, filter=filter)
+        assert {row["key"] for row in found} == wanted
+        assert {*embedding_tasks.read("things", filter, store=store)["key"]} == wanted
+    day = {"event_time": ["2026-03-01", "2026-03-02"]}
+    assert len(ask(store, NEAREST, made.vectors[0], 500, day)) == 300
+    assert len(embedding_tasks.read("things", day, store=store)) == 300
+
+
 @pytest.mark.parametrize(
     ("filter", "says"),
     [
         ({"predicted": "x"}, "a filter has no key 'predicted'"),
         ({"score": 0.5}, "filter score takes two ends in a list, not 0.5"),
         ({"score": [1]}, "takes two ends"),
-        ({"score": ["a", 1]}, "takes two ends"),
-        ({"event_time": ["soon", None]}, "filter event_time takes two ends"),
-        ({"event_time": [[1], None]}, "filter event_time takes two ends"),
+        ({"score": ["a", 1]}, 'filter score: "a" is no number'),
+        ({"score": [0, "1e999"]}, 'filter score: "1e999" is no number'),
+        ({"event_time": "2026-03-01"}, "filter event_time takes two ends in a list"),
+        ({"event_time": ["soon", None]}, 'filter event_time: "soon" is no time, as "2'),
+        ({"event_time": [None, [1]]}, r"filter event_time: \[1\] is no time"),
+        ({"event_time": ["01/02/2026", None]}, '"01/02/2026" is no time'),
+        ({"event_time": ["2026-03-01T00:00 Mars/Base", None]}, "is no time"),
         ({"misclassified": "yes"}, 'filter misclassified takes true or false, not "y'),
         ({"labelled": None}, "filter labelled takes true or false"),
         ({"tags": ["de"]}, "filter tags takes an object"),
@@ -232,10 +261,40 @@ def test_k_come_back_by_an_ivfflat_index_of_one_s_own(store: Connection) -> None
     )
     store.execute("SET enable_seqscan = off")
     query = made.vectors[3]
+    plan = _plan(store, query, 300, None)
+    assert (plan["plan"], plan["rows"], plan["probes"]) == ("ivfflat", 300, 1)
+    assert plan["index"] == f"embedline.{made.table}_embedding_idx"
+    plan = _plan(store, query, 300, {"score": [0.2, None]})
+    assert (plan["plan"], plan["index"], plan["probes"]) == ("exact", None, None)
     assert len(ask(store, NEAREST, query, 300, None)) == 300
     assert len(ask(store, NEAREST, query, 300, {"score": [0.2, None]})) == 300
     of_one = {(r["key"], r["other_key"]) for r in _pairs_of(store, "k3")}
     assert len(of_one) == 300
+
+
+def test_the_index_that_was_read_is_the_one_that_is_told(store: Connection) -> None:
+    made = make(store, count=2000)
+    add_index(store, made)
+    store.execute(
+        f"CREATE INDEX lists ON embedline.{made.table} USING ivfflat"
+        " (embedding vector_cosine_ops) WITH (lists = 10)"
+    )
+    query = made.vectors[3]
+    for kept, method in (("things_hnsw", "hnsw"), ("lists", "ivfflat")):
+        with store.transaction(force_rollback=True):
+            other = {"things_hnsw", "lists"} - {kept}
+            store.execute(f"DROP INDEX embedline.{other.pop()}")  # type: ignore[arg-type]
+            store.execute("SET enable_seqscan = off")
+            plan = _plan(store, query, 10, None)
+            assert (plan["plan"], plan["index"]) == (method, f"embedline.{kept}")
+    plan = _plan(store, query, 10, {"key": "k7"})
+    assert (plan["plan"], plan["index"]) == ("exact", "embedline.things_hnsw")
+
+
+def _plan(store: Connection, *given: Any) -> dict[str, Any]:
+    (row,) = ask(store, f"explain_{NEAREST}", *given)
+    told: dict[str, Any] = row["explain_nearest"]
+    return told
 
 
 def _pairs_of(store: Connection, key: str) -> list[dict[str, Any]]:

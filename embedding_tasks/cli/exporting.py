@@ -19,8 +19,8 @@ from embedding_tasks.local.signals import interruptible
 def export(
     name: Name,
     to: Annotated[Path, typer.Option(help="the folder for the files")],
-    where: Annotated[
-        str | None, typer.Option(help="""a filter, as '{"label": "bug"}'""")
+    filter: Annotated[
+        str | None, typer.Option(help="""rows that meet it, as '{"label": "bug"}'""")
     ] = None,
     columns: Annotated[
         str | None, typer.Option(help="some columns of the view, as key,label")
@@ -54,10 +54,10 @@ def export(
             made = exports.export(
                 name,
                 to,
-                where=_filter(where),
+                filter=_filter(filter),
                 columns=columns.split(",") if columns else None,
                 feature=feature,
-                version=model_version,
+                model_version=model_version,
                 rows_per_part=rows,
                 overwrite=overwrite,
                 dry_run=dry_run,
@@ -81,9 +81,9 @@ def _filter(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        where = json.loads(text)
+        given = json.loads(text)
     except ValueError as error:
-        raise SearchError(f"--where is not JSON: {error}") from None
-    if not isinstance(where, dict):
-        raise SearchError("""--where is no JSON object, as '{"label": "bug"}'""")
-    return where
+        raise SearchError(f"--filter is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise SearchError("""--filter is no JSON object, as '{"label": "bug"}'""")
+    return given

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from embedding_tasks import terminal, use_case
-from embedding_tasks.cli.app import Name, app
+from embedding_tasks.cli.app import Name, app, err
 from embedding_tasks.connections import Connection, blame, connect, for_source
 from embedding_tasks.source import installation
 from embedding_tasks.source.installation import Reader
@@ -32,10 +32,15 @@ Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 @outbox.command()
 def show(name: Name, connection: By = None) -> None:
-    """The SQL that `install` runs; psql can run it, too."""
+    """The SQL that `install` runs; psql can run it, too. What the outbox that is there
+    lacks is said beside it."""
     found = use_case.find(name)
     with _source(found.source, connection) as source:
         print(_installation(found, source), end="")
+    with _source(found.source, None) as own:
+        told = installation.lacking(own, found, Reader.of(own), _inputs(name))
+    if told:
+        err.print(told, markup=False)
 
 
 @outbox.command()

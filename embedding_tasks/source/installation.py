@@ -8,6 +8,10 @@ As it names the watched columns, PostgreSQL refuses to drop or retype them while
 trigger is there.
 
 All are ENABLE ALWAYS: they must fire where rows arrive by logical replication, too.
+
+Whoever renames a key column or drops the outbox must not break the application's
+writes. To catch an exception would take a transaction id for each row, and to look each
+time half as long again as the insert does. So it is looked once in a statement.
 """
 
 from __future__ import annotations
@@ -80,6 +84,28 @@ def install(
             *_grants(use_case.name, reader.role),
         ]
         return _script(connection, body)
+
+
+def lacking(
+    connection: Connection,
+    use_case: UseCase,
+    reader: Reader,
+    inputs: Sequence[str] = (),
+) -> str | None:
+    """Why the outbox that is there is not what a sync needs; None: it is, or there is
+    none."""
+    with connection.transaction(force_rollback=True):
+        if not outbox.is_there(connection, use_case.name):
+            return None
+        _look_as(connection, reader.schemas)
+        taken = extract.records(connection, use_case)
+        needed = {*watched.of_use_case(use_case), *inputs}
+        known = sorted(needed & taken.relation.columns.keys())
+        try:
+            outbox.find(connection, taken, use_case.name, known)
+        except SourceError as error:
+            return str(error)
+    return None
 
 
 def remove(connection: Connection, name: str) -> str | None:
@@ -203,7 +229,22 @@ def _function(name: str, key: Sequence[_KeyColumn]) -> sql.Composable:
     return sql.SQL(
         "CREATE FUNCTION {outbox}() RETURNS trigger LANGUAGE plpgsql\n"
         "SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $embedline$\n"
+        "DECLARE\n"
+        "    statement text := concat(TG_RELID, ' ', statement_timestamp());\n"
         "BEGIN\n"
+        "    IF current_setting({name}, true) IS DISTINCT FROM statement THEN\n"
+        "        IF to_regclass({name}) IS NULL THEN\n"
+        "            RAISE LOG 'there is no table %', {name};\n"
+        "            RETURN NULL;\n"
+        "        ELSIF (SELECT count(*) FROM pg_attribute WHERE attrelid = TG_RELID\n"
+        "                  AND attname = ANY ({columns})) < {count} THEN\n"
+        "            RAISE LOG 'a key column of % is not there any more: %',\n"
+        "                TG_RELID::regclass, {columns};\n"
+        "            INSERT INTO {outbox} (op) VALUES ('missed');\n"
+        "            RETURN NULL;\n"
+        "        END IF;\n"
+        "        PERFORM set_config({name}, statement, true);\n"
+        "    END IF;\n"
         "    IF TG_OP = 'TRUNCATE' THEN\n"
         "        INSERT INTO {outbox} (op) VALUES ('truncate');\n"
         "    ELSIF TG_OP = 'DELETE' THEN\n"
@@ -221,6 +262,9 @@ def _function(name: str, key: Sequence[_KeyColumn]) -> sql.Composable:
         "$embedline$;"
     ).format(
         outbox=_outbox(name),
+        name=sql.Literal(f"{outbox.SCHEMA}.{name}"),
+        columns=sql.Literal([column.name for column in key]),
+        count=sql.Literal(len(key)),
         of_new=_insert(name, new, len(key)),
         of_old=_insert(name, old, len(key)),
         old=old,

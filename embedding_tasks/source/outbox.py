@@ -26,7 +26,7 @@ from embedding_tasks.source.extract import Extract
 from embedding_tasks.source.relation import Relation
 
 SCHEMA = "embedline_outbox"
-FORMAT = 1
+FORMAT = 2
 KINDS = ("insert", "update", "delete", "truncate")
 
 
@@ -89,12 +89,12 @@ class Outbox:
             self._touched(horizon),
         )
 
-    def was_truncated(self, connection: Connection, horizon: int) -> bool:
+    def has(self, connection: Connection, op: str, horizon: int) -> bool:
+        """'truncate', or 'missed': rows were written whose keys it does not have."""
         row = connection.execute(
             sql.SQL(
-                "SELECT EXISTS (SELECT FROM {} WHERE op = 'truncate'"
-                " AND xid >= {}::xid8)"
-            ).format(self.table, sql.Literal(str(horizon)))
+                "SELECT EXISTS (SELECT FROM {} WHERE op = {} AND xid >= {}::xid8)"
+            ).format(self.table, sql.Literal(op), sql.Literal(str(horizon)))
         ).fetchone()
         return row is not None and bool(row[0])
 
@@ -251,6 +251,12 @@ def refuse_other_kinds(extract: Extract) -> None:
         )
 
 
-def is_there(connection: Connection) -> bool:
-    row = connection.execute("SELECT to_regnamespace(%s)", [SCHEMA]).fetchone()
-    return row is not None and row[0] is not None
+def is_there(connection: Connection, name: str | None = None) -> bool:
+    """The outbox of that name, or the schema of all."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_namespace n"
+        "  LEFT JOIN pg_class c ON c.relnamespace = n.oid WHERE n.nspname = %(schema)s"
+        "  AND (%(name)s::text IS NULL OR c.relname = %(name)s))",
+        {"schema": SCHEMA, "name": name},
+    ).fetchone()
+    return row == (True,)

@@ -169,7 +169,9 @@ def _by_outbox(
     outbox = strategy.outbox
     assert outbox is not None
     why = "keys in the outbox"
-    if outbox.blind or outbox.was_truncated(connection, cursor.horizon):
+    if outbox.has(connection, "missed", cursor.horizon):
+        return _everything(extract, "rows were written that the outbox missed", None)
+    if outbox.blind or outbox.has(connection, "truncate", cursor.horizon):
         key_scan = True
         why += ", and all keys: a table was truncated, or may have been"
     is_touched = outbox.is_touched(extract, cursor.horizon)

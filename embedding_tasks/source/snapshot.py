@@ -11,7 +11,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.rows import dict_row
 
-from embedding_tasks.connections import Connection, blame, connect
+from embedding_tasks.connections import Connection, blame, connect, notice_loss
 from embedding_tasks.errors import SourceError
 from embedding_tasks.inputs import Part
 from embedding_tasks.source import apart, horizon
@@ -80,6 +80,7 @@ def connected(conninfo: str) -> Connection:
 def look(connection: Connection) -> Iterator[None]:
     with connection.transaction():
         connection.execute(_SESSION)
+        notice_loss(connection)
         yield
 
 

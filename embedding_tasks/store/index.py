@@ -47,9 +47,16 @@ _OPERATOR_CLASSES = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
 _BYTES_OF_NODE = 600
 _MARGIN = 1.3
 _LEAST_MEMORY = 64 * 2**20
+# Of a container, where it has one: cgroup v2 and v1.
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 # A vacuum of half a table took ten times as long as building its index anew. So an
-# indexed table is left to `maintain`, unless that does not come.
+# indexed table is left to `maintain`, unless that does not come. Exact scans read past
+# dead rows: without an index it comes early, as `create_vector_table` has it.
 _VACUUM_SHARE_INDEXED = 0.3
+_VACUUM_SHARE = 0.05
 
 OpenStore = Callable[[], Connection]
 
@@ -178,8 +185,9 @@ def _most_memory(store: Connection) -> int:
 
 def _machine_memory() -> int:
     total = psutil.virtual_memory().total
-    with suppress(OSError, ValueError):  # of a container, where it has a limit
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    for limit in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            total = min(total, int(limit.read_text()))
     return total
 
 
@@ -257,11 +265,7 @@ def build(
             session.execute("SET max_parallel_maintenance_workers = 0")
             _carry_out(store, session, statement, tell)
     session.execute(sql.SQL("ANALYZE {}").format(version.table))
-    session.execute(
-        sql.SQL("ALTER TABLE {} SET (autovacuum_vacuum_scale_factor = {})").format(
-            version.table, sql.Literal(_VACUUM_SHARE_INDEXED)
-        )
-    )
+    set_vacuum_share(session, version)
     return name
 
 
@@ -286,6 +290,17 @@ def vacuum(
 ) -> None:
     statement = sql.SQL("VACUUM (ANALYZE) {}").format(version.table)
     _carry_out(store, session, statement, tell)
+
+
+def set_vacuum_share(session: Connection, version: ModelVersion) -> None:
+    """To be called when an index has come or gone."""
+    is_indexed = any(i.serves(version) for i in existing(session, version))
+    share = _VACUUM_SHARE_INDEXED if is_indexed else _VACUUM_SHARE
+    session.execute(
+        sql.SQL("ALTER TABLE {} SET (autovacuum_vacuum_scale_factor = {})").format(
+            version.table, sql.Literal(share)
+        )
+    )
 
 
 def drop_leftovers(session: Connection, version: ModelVersion) -> list[str]:

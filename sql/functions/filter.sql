@@ -53,33 +53,40 @@ BEGIN
 END
 $$;
 
+-- An end of a range as what a statement has, null where it is open. A session's `TimeZone`
+-- and `DateStyle` have no say: a time without a zone is UTC, and 01/02/2026 is none.
+CREATE OR REPLACE FUNCTION embedline.range_end(name text, given jsonb)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+SET timezone = 'UTC'
+SET datestyle = 'ISO, YMD'
+AS $$
+BEGIN
+    IF name = 'score' THEN
+        PERFORM (given #>> '{}')::float8;
+        RETURN format('%L::float8', given #>> '{}');
+    END IF;
+    RETURN format('%L::timestamptz', (given #>> '{}')::timestamptz);
+EXCEPTION WHEN data_exception THEN
+    PERFORM embedline.refuse_filter(format('filter %s: %s is no %s', name, given, CASE name WHEN 'score' THEN
+        'number' ELSE 'time, as "2026-03-01" or "2026-03-01T12:00+01:00" (without a zone it is UTC)' END));
+END
+$$;
+
 CREATE OR REPLACE FUNCTION embedline.range_condition(name text, value jsonb, col text, upper_operator text)
 RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    kind text := CASE name WHEN 'score' THEN 'float8' ELSE 'timestamptz' END;
-    ends text[];
 BEGIN
-    IF jsonb_typeof(value) = 'array' THEN
-        ends := ARRAY(SELECT jsonb_array_elements_text(value));
-    END IF;
-    IF ends IS NULL OR cardinality(ends) <> 2 THEN
+    IF (CASE jsonb_typeof(value) WHEN 'array' THEN jsonb_array_length(value) END) IS DISTINCT FROM 2 THEN
         PERFORM embedline.refuse_filter(format('filter %s takes two ends in a list, not %s', name, value));
     END IF;
-    BEGIN
-        IF kind = 'float8' THEN
-            PERFORM ends[1]::float8, ends[2]::float8;
-        ELSE
-            PERFORM ends[1]::timestamptz, ends[2]::timestamptz;
-        END IF;
-    EXCEPTION WHEN data_exception THEN
-        PERFORM embedline.refuse_filter(format('filter %s takes two ends in a list, not %s', name, value));
-    END;
     RETURN concat_ws(' AND ', format('%s IS NOT NULL', col),
-        CASE WHEN ends[1] IS NOT NULL THEN format('%s >= %L::%s', col, ends[1], kind) END,
-        CASE WHEN ends[2] IS NOT NULL THEN format('%s %s %L::%s', col, upper_operator, ends[2], kind) END);
+        CASE WHEN value ->> 0 IS NOT NULL THEN format('%s >= %s', col, embedline.range_end(name, value -> 0)) END,
+        CASE WHEN value ->> 1 IS NOT NULL THEN
+            format('%s %s %s', col, upper_operator, embedline.range_end(name, value -> 1)) END);
 END
 $$;
 

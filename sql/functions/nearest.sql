@@ -26,6 +26,20 @@ COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int, jsonb, int)
     '`tags` ({tag: value}); k rows come back whenever k match. `ef_search` (1 to 1000; null: 40, or 2 k if that is more; '
     'with a filter twice as much): the higher, the nearer to exact, and the slower, where an HNSW index is used';
 
+-- How often this transaction has read each index over the vectors.
+CREATE OR REPLACE FUNCTION embedline.index_scans(version embedline.model_version)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN (SELECT jsonb_object_agg(x.indexrelid, pg_stat_get_xact_numscans(x.indexrelid))
+              FROM pg_index x
+              JOIN pg_attribute c ON c.attrelid = x.indrelid AND c.attnum = x.indkey[0] AND c.attname = 'embedding'
+             WHERE x.indrelid = to_regclass(format('embedline.%I', version.table_name)));
+END
+$$;
+
 CREATE OR REPLACE FUNCTION embeddings.explain_nearest(
     use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL,
     filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
@@ -36,27 +50,32 @@ AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
     choice  embedline.choice;
-    scans   bigint;
+    before  jsonb;
+    used    record;
     found   embedline.found;
     began   timestamptz;
 BEGIN
     k := embedline.require_between('k', k, 1, NULL);
     ef_search := coalesce(ef_search, embedline.default_ef_search(k, filter));
     choice := embedline.choose(version, k, filter, ef_search);
-    scans := pg_stat_get_xact_numscans(choice.index);
+    before := embedline.index_scans(version);
     began := clock_timestamp();
     found := embedline.search(version, query, k, filter, ef_search);
-    scans := pg_stat_get_xact_numscans(choice.index) - scans;
+    SELECT i.oid::regclass AS index, a.amname AS method INTO used
+      FROM jsonb_each(embedline.index_scans(version)) s
+      JOIN pg_class i ON i.oid = s.key::oid
+      JOIN pg_am a ON a.oid = i.relam
+     WHERE s.value > before -> s.key LIMIT 1;
     RETURN jsonb_build_object(
-        'plan', CASE WHEN coalesce(scans, 0) = 0 THEN 'exact'
-                     WHEN found.exhausted THEN 'hnsw, then exact' ELSE 'hnsw' END,
+        'plan', coalesce(used.method || CASE WHEN found.exhausted THEN ', then exact' ELSE '' END, 'exact'),
         'vectors', choice.vectors,
         'matches', CASE WHEN choice.exact THEN choice.matches::text
                         ELSE 'more than ' || choice.exact_up_to END,
         'exact_up_to', choice.exact_up_to,
-        'index', choice.index,
-        'ef_search', CASE WHEN scans > 0 THEN ef_search END,
-        'max_scan_tuples', CASE WHEN scans > 0 THEN choice.max_scan_tuples END,
+        'index', coalesce(used.index, choice.index),
+        'ef_search', CASE used.method WHEN 'hnsw' THEN ef_search END,
+        'max_scan_tuples', CASE used.method WHEN 'hnsw' THEN choice.max_scan_tuples END,
+        'probes', CASE used.method WHEN 'ivfflat' THEN current_setting('ivfflat.probes')::int END,
         'rows', coalesce(cardinality(found.keys), 0),
         'model_version', version.version,
         'milliseconds', round(extract(epoch FROM clock_timestamp() - began)::numeric * 1000, 3));
@@ -67,9 +86,10 @@ END
 $$;
 COMMENT ON FUNCTION embeddings.explain_nearest(text, vector, int, text, int, jsonb, int) IS
     'Makes the search that embeddings.nearest would, and says how it went: `plan` (exact; hnsw; hnsw, then exact: the '
-    'index had looked at `max_scan_tuples` vectors before k had passed the filter), `vectors` there are, about, '
-    '`matches` of the filter, counted as far as `exact_up_to`, up to which they are compared one by one, '
-    '`index` (null: no valid one of this distance), `ef_search`, `rows` that came back, and `milliseconds`';
+    'index had looked at `max_scan_tuples` vectors before k had passed the filter; ivfflat: an index of your own was '
+    'read, from `probes` lists on until there were k), `vectors` there are, about, `matches` of the filter, counted as '
+    'far as `exact_up_to`, up to which they are compared one by one, `index` (that was read, or else the HNSW index '
+    'there is; null: no valid one of this distance), `ef_search`, `rows` that came back, and `milliseconds`';
 
 CREATE OR REPLACE FUNCTION embeddings.neighbors(
     use_case text, key text, k int DEFAULT 10, unit int DEFAULT NULL, feature text DEFAULT NULL,

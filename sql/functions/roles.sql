@@ -23,6 +23,8 @@ WHERE (pg_has_role(current_user, r.oid, 'USAGE')
   AND (pg_has_role(embedline.asker(), r.oid, 'USAGE')
        OR has_table_privilege(embedline.asker(), 'embedline.record'::regclass, 'SELECT'));
 COMMENT ON VIEW embedline.my_tenant IS 'The tenants that were granted to whoever asks';
+COMMENT ON COLUMN embedline.my_tenant.use_case IS 'use_case.id; null: in every use case';
+COMMENT ON COLUMN embedline.my_tenant.tenant IS 'null: every tenant';
 
 -- What a query over the records `record` of a use case must have in its WHERE, so that
 -- whoever asks sees those of his tenants; null where its records belong to none. What

@@ -52,7 +52,13 @@ BEGIN
             stored.table_name);
     END IF;
     EXECUTE format(
-        'COMMENT ON COLUMN embedline.%1$I.span IS ''characters of the input, from 0'';
+        'COMMENT ON COLUMN embedline.%1$I.key IS ''the record''''s key as text'';
+         COMMENT ON COLUMN embedline.%1$I.unit IS ''0: the whole record; else the number of its part'';
+         COMMENT ON COLUMN embedline.%1$I.embedding IS ''the vector'';
+         COMMENT ON COLUMN embedline.%1$I.input_hash IS ''ledger.want_hash of what it was made of'';
+         COMMENT ON COLUMN embedline.%1$I.run_id IS ''the run that made it'';
+         COMMENT ON COLUMN embedline.%1$I.embedded_at IS ''when it was written'';
+         COMMENT ON COLUMN embedline.%1$I.span IS ''characters of the input, from 0'';
          COMMENT ON COLUMN embedline.%1$I.box IS ''xmin, ymin, xmax, ymax in pixels''',
         stored.table_name);
     EXECUTE format(

@@ -166,6 +166,46 @@ BEGIN
 END
 $$;
 
+-- What a column of a use case's view holds.
+CREATE OR REPLACE FUNCTION embedline.column_comment(name text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE name
+    WHEN 'key' THEN 'the record''s key as text; of several columns, a JSON list of texts'
+    WHEN 'unit' THEN '0: the whole record; else the number of its word, entity or object'
+    WHEN 'span' THEN 'of words and entities: characters of the input, from 0'
+    WHEN 'box' THEN 'of objects: xmin, ymin, xmax, ymax in pixels'
+    WHEN 'text' THEN 'of words and entities: the characters of the input that it is'
+    WHEN 'context' THEN 'the text in brackets, among what is around it'
+    WHEN 'data' THEN 'the input when its vector was made, as much as storage.data keeps'
+    WHEN 'unknown_words' THEN 'share of the words that the encoder has no vector for'
+    WHEN 'link' THEN 'where a person can see the record: source.link'
+    WHEN 'tags' THEN 'columns to filter by: source.tags'
+    WHEN 'embedding' THEN 'the vector, made by `model_version`'
+    WHEN 'prediction' THEN 'what the model said of it'
+    WHEN 'score' THEN 'how sure the model was'
+    WHEN 'label' THEN 'what is true of it, as far as somebody has said'
+    WHEN 'event_time' THEN 'when the record happened: source.event_time'
+    WHEN 'environment' THEN 'training, production and so on: source.environment'
+    WHEN 'model_version' THEN 'that serves; to a search: nearest(…, model_version => …)'
+    WHEN 'embedded_at' THEN 'when the vector was written'
+    ELSE CASE WHEN name LIKE '%\_embedding' THEN 'the vector of the feature '
+              ELSE 'the input of the feature ' END || regexp_replace(name, '_[a-z]+$', '') END;
+
+CREATE OR REPLACE FUNCTION embedline.comment_on_columns(view regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    col name;
+BEGIN
+    FOR col IN SELECT a.attname FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0 LOOP
+        EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', view, col, embedline.column_comment(col));
+    END LOOP;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION embedline.set_view(use_case_id int, view_name text, query text, comment text)
 RETURNS void
 LANGUAGE plpgsql
@@ -176,7 +216,10 @@ DECLARE
     made text := query || E'\n-- ' || translate(comment, E'\n\r', '  ');
 BEGIN
     IF to_regclass(format('embeddings.%I', view_name)) IS NOT NULL
-       AND EXISTS (SELECT FROM embedline.view v WHERE v.name = view_name AND v.definition = made) THEN
+       AND EXISTS (SELECT FROM embedline.view v WHERE v.name = view_name AND v.definition = made)
+       AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass(format('embeddings.%I', view_name))
+                       AND a.attnum > 0 AND col_description(a.attrelid, a.attnum) IS NULL)
+    THEN
         RETURN;
     END IF;
     PERFORM embedline.replace_view(view_name, query);
@@ -185,6 +228,7 @@ BEGIN
         EXECUTE format('ALTER VIEW embeddings.%I SET (security_barrier = true)', view_name);
     END IF;
     EXECUTE format('COMMENT ON VIEW embeddings.%I IS %L', view_name, comment);
+    PERFORM embedline.comment_on_columns(format('embeddings.%I', view_name));
     INSERT INTO embedline.view AS v (name, use_case, definition) VALUES (view_name, use_case_id, made)
         ON CONFLICT (name) DO UPDATE SET definition = EXCLUDED.definition;
 END

@@ -12,3 +12,9 @@ WHERE NOT u.tenanted
                 AND (t.use_case IS NULL OR t.use_case = p.use_case));
 
 COMMENT ON VIEW embedline.class_probability IS 'The probability of every class of every prediction made in the embedding pass';
+COMMENT ON COLUMN embedline.class_probability.use_case IS 'by name';
+COMMENT ON COLUMN embedline.class_probability.key IS 'the record''s key as text; of several columns, a JSON list of texts';
+COMMENT ON COLUMN embedline.class_probability.unit IS '0: the whole record; else the number of its word, entity or object';
+COMMENT ON COLUMN embedline.class_probability.model_version IS 'whose head made the prediction';
+COMMENT ON COLUMN embedline.class_probability.class IS 'one row for each that the model knows';
+COMMENT ON COLUMN embedline.class_probability.probability IS '0 to 1';

@@ -62,3 +62,20 @@ COMMENT ON COLUMN embedline.index_status.recall IS
     'share of the k exact nearest neighbours that a search with ef_search through the index found, when it was measured';
 COMMENT ON COLUMN embedline.index_status.dead_share IS
     'rows of the table that were overwritten or deleted and not yet vacuumed away, as the server last counted';
+COMMENT ON COLUMN embedline.index_status.use_case IS 'by name';
+COMMENT ON COLUMN embedline.index_status.feature IS 'of a use case that declares several; else `embedding`';
+COMMENT ON COLUMN embedline.index_status.model_version IS 'its number within the use case';
+COMMENT ON COLUMN embedline.index_status.state IS 'building, ready or active';
+COMMENT ON COLUMN embedline.index_status.table_name IS 'of its vectors, in the schema `embedline`';
+COMMENT ON COLUMN embedline.index_status.index IS 'its name; null: there is none';
+COMMENT ON COLUMN embedline.index_status.method IS 'hnsw, or what somebody made by hand';
+COMMENT ON COLUMN embedline.index_status.parameters IS 'it was made with';
+COMMENT ON COLUMN embedline.index_status.bytes IS 'size of the index';
+COMMENT ON COLUMN embedline.index_status.build_seconds IS 'that its last build took';
+COMMENT ON COLUMN embedline.index_status.built_at IS 'when it was last built by Embedline';
+COMMENT ON COLUMN embedline.index_status.rows_measured IS 'vectors in the table when recall was measured';
+COMMENT ON COLUMN embedline.index_status.k IS 'neighbours that were asked for';
+COMMENT ON COLUMN embedline.index_status.ef_search IS 'candidates that those searches kept';
+COMMENT ON COLUMN embedline.index_status.measured_at IS 'when recall was measured';
+COMMENT ON COLUMN embedline.index_status.table_bytes IS 'size of the table, indexes apart';
+COMMENT ON COLUMN embedline.index_status.scans IS 'searches that have read the index, as the server counts';

@@ -65,3 +65,22 @@ COMMENT ON COLUMN embedline.status.pending IS 'records waiting, those leased and
 COMMENT ON COLUMN embedline.status.paused IS 'records of backfills that are paused: nobody takes them, and none is pending';
 COMMENT ON COLUMN embedline.status.held_back IS
     'what held the source''s horizon back at the last sync, so that the next one reads again what was written since';
+COMMENT ON COLUMN embedline.status.use_case IS 'by name';
+COMMENT ON COLUMN embedline.status.feature IS 'of a use case that declares several; else `embedding`';
+COMMENT ON COLUMN embedline.status.model_version IS 'its number within the use case';
+COMMENT ON COLUMN embedline.status.state IS 'building, ready or active';
+COMMENT ON COLUMN embedline.status.coverage IS 'stored / wanted, 0 to 1';
+COMMENT ON COLUMN embedline.status.leased IS 'of the pending ones, those a worker has in hand';
+COMMENT ON COLUMN embedline.status.retrying IS 'of the pending ones, those that have failed before';
+COMMENT ON COLUMN embedline.status.dead IS 'records set aside after retry.max_attempts; embedline retry --dead takes them up again';
+COMMENT ON COLUMN embedline.status.deletes_withheld IS
+    'records gone from the source that the delete guard keeps until they are allowed to go';
+COMMENT ON COLUMN embedline.status.labels_withheld IS
+    'labels gone from the source that the delete guard keeps until they are allowed to go';
+COMMENT ON COLUMN embedline.status.oldest_pending_age IS 'how long the record that waits longest has waited';
+COMMENT ON COLUMN embedline.status.synced_at IS 'when the source was last looked at, whole';
+COMMENT ON COLUMN embedline.status.last_success IS 'when a run last ended well';
+COMMENT ON COLUMN embedline.status.last_run IS 'Airflow''s id of the latest run, or that of a command';
+COMMENT ON COLUMN embedline.status.last_run_kind IS 'scheduled, manual, backfill or cli';
+COMMENT ON COLUMN embedline.status.last_run_state IS 'running, success or failed';
+COMMENT ON COLUMN embedline.status.last_run_error IS 'why the latest run failed';
