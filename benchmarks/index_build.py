@@ -56,6 +56,7 @@ def main() -> None:
     asked = parser.parse_args()
     real = tweet_vectors.load(asked.vectors)
     with project(asked.storage), open_store() as store:
+        store.execute("SET search_path = public")  # as by hand
         fill(100)
         run.sync_stage(request())
         version = versions.live_by_name(store, NAME)[0]

@@ -37,6 +37,7 @@ import numpy as np
 import psycopg
 import yaml
 from pgvector.psycopg import register_vector
+from psycopg.conninfo import make_conninfo
 
 from benchmarks import harness, tweet_vectors
 from embedding_tasks import ledger, run, use_case
@@ -87,6 +88,7 @@ def main() -> None:
     asked = parser.parse_args()
     vectors = tweet_vectors.load(asked.vectors)[: asked.rows]
     with project(asked.storage) as folder, open_store() as store:
+        store.execute("SET search_path = public")  # where `bare` is
         fill(len(vectors))
         run.sync_stage(request())
         version = versions.live_by_name(store, NAME)[0]
@@ -182,10 +184,11 @@ def tidy(store: Connection) -> None:
 
 
 def operator(store: Connection, rows: Rows, number: int) -> None:
+    dsn = make_conninfo(store.info.dsn, options="")
     for i in range(number):
-        with psycopg.connect(store.info.dsn) as registered:
+        with psycopg.connect(dsn) as registered:
             register_vector(registered)
-            with psycopg.connect(store.info.dsn) as connection:
+            with psycopg.connect(dsn) as connection:
                 connection.execute(
                     f"INSERT INTO bare ({COLUMNS}) VALUES (%s, %s, %s, %s)",
                     as_text(rows, i),

@@ -53,6 +53,7 @@ def opened(
             _fill_source(tweets)
             run.sync_stage(_request(case))
             with _request(case).open_store() as store:
+                store.execute("SET search_path = public")  # as by hand
                 version = versions.active(store, NAME)
                 _write(store, version, vectors, tweets)
                 store.execute("VACUUM ANALYZE")

@@ -18,7 +18,7 @@ from embedding_tasks.errors import EmbedlineError, SourceError
 from embedding_tasks.inputs import Form
 from embedding_tasks.source import extract, snapshot, strategy, timestamp
 from embedding_tasks.source.extract import Extract
-from embedding_tasks.store import index, trained, versions
+from embedding_tasks.store import index, roles, trained, versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import ONE_FEATURE, LabelTable, UseCase, load
@@ -175,9 +175,11 @@ def _store(use_case: UseCase, made: dict[str, Recipe], resolve: Resolve | None) 
         ):
             if name == use_case.name:
                 live = versions.live(store, use_case_id)
+        danger = roles.danger(store)
+    said = [danger] if danger else []
     if not live:
-        return "reachable; nothing of this use case is stored yet"
-    said = [
+        return "; ".join(["reachable; nothing of this use case is stored yet", *said])
+    said += [
         f"version {v.version} serves, {v.dims} dimensions" for v in live if v.serves
     ]
     fingerprints = {v.fingerprint for v in live}

@@ -54,10 +54,11 @@ _LIBPQ = {
 }
 
 
-def connect(conninfo: str, *, role: str) -> Connection:
+def connect(conninfo: str, *, role: str, options: str = "") -> Connection:
     """`role` ('store', 'source') names the connection in errors and in
-    `pg_stat_activity`. Raises `DatabaseAway`, or `ConfigError` for a database, user
-    or password that is wrong."""
+    `pg_stat_activity`; `options` are settings of the session, which a pooler may
+    refuse: it is connected to without. Raises `DatabaseAway`, or `ConfigError` for a
+    database, user or password that is wrong."""
     try:
         return psycopg.connect(
             conninfo,
@@ -67,6 +68,7 @@ def connect(conninfo: str, *, role: str) -> Connection:
             **_unless_given(conninfo),
             # a pooler gives each transaction another session, which has not prepared it
             prepare_threshold=None,
+            options=_beside_given(conninfo, options),
         )
     except psycopg.ProgrammingError:  # whose text may quote a password
         raise ConfigError(
@@ -74,6 +76,8 @@ def connect(conninfo: str, *, role: str) -> Connection:
             "'host=db.example dbname=app user=me', 'postgresql://me@db.example/app'"
         ) from None
     except psycopg.OperationalError as error:
+        if options and re.search("option|startup parameter", str(error)):
+            return connect(conninfo, role=role)
         raise _refused(error)(
             f"cannot connect to the {role} database "
             f"({describe(conninfo)}): {_first_line(error)}"
@@ -84,6 +88,14 @@ def _unless_given(conninfo: str) -> dict[str, Any]:
     given = conninfo_to_dict(conninfo)
     defaults = {"connect_timeout": 10, **_KEEPALIVES}
     return {name: given.get(name) or value for name, value in defaults.items()}
+
+
+def _beside_given(conninfo: str, options: str) -> str | None:
+    """Those of the connection string, or else of the environment, come first."""
+    if not options:
+        return None
+    given = conninfo_to_dict(conninfo).get("options") or os.environ.get("PGOPTIONS")
+    return f"{given or ''} {options}".strip()
 
 
 def take_time(connection: Connection) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedding_tasks import connections
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, DatabaseAway
+from embedding_tasks.store.connection import reach
 from embedding_tasks.use_case import Source
 
 
@@ -156,6 +157,20 @@ def test_a_connection_string_becomes_what_libpqs_programs_read() -> None:
         "PGDATABASE": "app",
         "PGSSLMODE": "require",
     }
+
+
+def test_options_of_the_connection_string_and_the_environment_are_kept(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-cstatement_timeout=7s -csearch_path=x")
+    mine = make_conninfo(server, options="-cstatement_timeout=5s -csearch_path=x")
+    for dsn, timeout in ((server, "7s"), (mine, "5s")):
+        with reach(dsn) as store:
+            row = store.execute(
+                "SELECT current_setting('statement_timeout'),"
+                " current_setting('search_path')"
+            ).fetchone()
+            assert row == (timeout, "pg_catalog,pg_temp")
 
 
 def test_a_server_that_is_away_is_transient(tmp_path: Path) -> None:

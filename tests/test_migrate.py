@@ -5,10 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import StoreError
 from embedding_tasks.store import migrate
+from tests import search_store
+from tests.test_search_reader import CALLS, call
 
 
 def test_a_second_init_changes_nothing(store: Connection) -> None:
@@ -82,14 +85,43 @@ def test_a_failed_init_leaves_nothing_behind(
         assert row == (None,)
 
 
-def test_pgvector_may_live_in_any_schema(make_database: Callable[..., str]) -> None:
+def look_in(store: Connection, schema: str) -> None:
+    store.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(schema)))
+
+
+@pytest.mark.parametrize("storage", ["vector", "halfvec"])
+def test_pgvector_may_live_in_any_schema_and_move(
+    make_database: Callable[..., str], storage: str
+) -> None:
+    schema = """its $1 "100%" pgvector.x \\ 'pgvector'"""
     with connect(make_database(), role="store") as store:
-        store.execute("CREATE SCHEMA extensions")
-        store.execute("CREATE EXTENSION vector SCHEMA extensions")
+        name = sql.Identifier(schema)
+        store.execute(sql.SQL("CREATE SCHEMA {}").format(name))
+        store.execute(sql.SQL("CREATE EXTENSION vector SCHEMA {}").format(name))
         assert "migrations/0001_machine_room.sql" in migrate.apply(store)
-        store.execute("SET search_path = extensions")
-        with pytest.raises(Exception, match="no use case 'x' with vectors"):
-            store.execute("SELECT * FROM embeddings.nearest('x', '[1]')")
+        look_in(store, schema)
+        made = search_store.make(store, count=60, storage=storage)
+        search_store.add_index(store, made, storage)
+        for question in CALLS:
+            assert call(store, question, made), question
+
+        store.execute("ALTER EXTENSION vector SET SCHEMA public")
+        with pytest.raises(StoreError, match="run `embedline init`"):
+            migrate.require_current(store)
+        assert "functions/search.sql" in migrate.apply(store)
+        look_in(store, "public")
+        for question in CALLS:
+            assert call(store, question, made), question
+        search_store.make(store, "others", count=10)
+
+
+def test_a_schema_that_would_end_the_text_of_a_function_is_refused(
+    make_database: Callable[..., str],
+) -> None:
+    with connect(make_database(), role="store") as store:
+        store.execute('CREATE SCHEMA "a$$b"; CREATE EXTENSION vector SCHEMA "a$$b"')
+        with pytest.raises(StoreError, match=r"may not be called 'a\$\$b'"):
+            migrate.apply(store)
 
 
 @pytest.fixture
@@ -99,7 +131,9 @@ def first_release(make_database: Callable[..., str]) -> Iterator[Connection]:
     with connect(make_database(), role="store") as store:
         with store.transaction():
             migrate._prepare(store)
-            migrate._run(store, name, (migrate.FOLDER / name).read_text(), None)
+            migrate._run(
+                store, name, (migrate.FOLDER / name).read_text(), "public", None
+            )
         yield store
 
 
@@ -140,5 +174,5 @@ def test_what_depends_on_a_function_that_is_made_anew_is_named(
         " LANGUAGE sql AS 'SELECT 1';"
         "CREATE VIEW mine AS SELECT embeddings.nearest('x', '[1]', 1)"
     )
-    with pytest.raises(StoreError, match="view mine depends on function"):
+    with pytest.raises(StoreError, match=r"view public\.mine depends on function"):
         migrate.apply(first_release)

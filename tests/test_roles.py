@@ -335,13 +335,22 @@ def test_making_roles_again_changes_nothing_and_an_upgrade_keeps_them(
     assert ask(store_dsn, rights) == before
 
 
-def test_init_warns_where_everybody_may_create_functions_beside_pgvector(
-    project: Project, embedline: Command, store: Connection
+def test_a_pooler_that_lets_names_be_looked_for_where_others_may_create_is_said(
+    project: Project,
+    embedline: Command,
+    store: Connection,
+    store_dsn: str,
+    pooled: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As PostgreSQL 14 has it: a better match than PostgreSQL's own would be called."""
-    assert "REVOKE" not in embedline("init")
     store.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    assert "REVOKE" not in embedline("init")
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", pooled(store_dsn))
     assert 'REVOKE CREATE ON SCHEMA "public" FROM PUBLIC' in embedline("init")
+    assert "REVOKE" in embedline("check", "--no-model")
+    store.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    assert "REVOKE" not in embedline("init")
 
 
 def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(

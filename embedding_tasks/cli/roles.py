@@ -37,15 +37,6 @@ def of_store(store: Connection, names: Names, *, dry_run: bool) -> None:
     )
 
 
-def warn_of_functions_of_others(store: Connection) -> None:
-    if schema := roles.open_to_functions_of_others(store):
-        terminal.warn(
-            f"everybody may create functions in the schema {schema!r}, where pgvector "
-            "is, and who may search could have one of his run with the store owner's "
-            f'rights; say: REVOKE CREATE ON SCHEMA "{schema}" FROM PUBLIC'
-        )
-
-
 def of_source(connection: str, names: Names, *, dry_run: bool) -> None:
     """`connection` of a role that may grant there: a connection id or string."""
     conninfo = connection

@@ -17,6 +17,7 @@ from embedding_tasks.cli import roles as making_roles
 from embedding_tasks.cli.app import app, out
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.local import postgres
+from embedding_tasks.store import roles as store_roles
 from embedding_tasks.store.roles import DEFAULT_PREFIX, Names
 
 
@@ -41,21 +42,22 @@ def init(
     ] = False,
 ) -> None:
     """Prepare the store: schema, functions, views, and roles. Safe to repeat."""
-    from embedding_tasks.connections import connect, describe
+    from embedding_tasks.connections import describe
     from embedding_tasks.store import connection, migrate
 
     if (source or dry_run) and not roles:
         raise ConfigError("--source and --dry-run belong to --roles")
     names = Names.of(prefix)
     conninfo = connection.conninfo()
-    with connect(conninfo, role="store") as store:
+    with connection.reach(conninfo) as store:
         if not dry_run:
             applied = migrate.apply(store)
             connection.warn_of_old_pgvector(store)
             for name in applied:
                 terminal.say(f"applied sql/{name}")
             terminal.say(f"the store ({describe(conninfo)}) is up to date")
-            making_roles.warn_of_functions_of_others(store)
+            if danger := store_roles.danger(store):
+                terminal.warn(danger)
         if roles:
             making_roles.of_store(store, names, dry_run=dry_run)
     if source:

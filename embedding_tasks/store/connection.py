@@ -13,19 +13,29 @@ from embedding_tasks.store import migrate
 
 EMBEDDED_DATABASE = "embedline"
 
+# Where everybody may create functions, somebody may have one that fits a call of ours
+# better than PostgreSQL's own (CVE-2018-1058): no name is looked for there.
+_PATH = "-csearch_path=pg_catalog,pg_temp"
+
 
 def conninfo(resolve: Resolve | None = None) -> str:
     return _configured(resolve) or postgres.conninfo(EMBEDDED_DATABASE)
 
 
+def reach(conninfo: str) -> Connection:
+    """A connection to a store as it is. It finds no name but PostgreSQL's own that is
+    written without its schema: neither pgvector's, nor people's."""
+    return connect(conninfo, role="store", options=_PATH)
+
+
 def open_store(resolve: Resolve | None = None, *, direct: bool = False) -> Connection:
-    """A connection in autocommit mode; `direct`: by $EMBEDLINE_STORE_DIRECT_DSN or the
+    """As `reach`, in autocommit mode; `direct`: by $EMBEDLINE_STORE_DIRECT_DSN or the
     connection `embedline_store_direct`, where one of them is set. An embedded store is
     initialised on the way; any other must have been, by `embedline init`. Raises
     `DatabaseAway`, or `StoreError` where the schema is missing, older or newer than
     this version."""
     configured = _direct(resolve) if direct else _configured(resolve)
-    connection = connect(configured or conninfo(), role="store")
+    connection = reach(configured or conninfo())
     try:
         with blame(store=connection):
             if configured is None:

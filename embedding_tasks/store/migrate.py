@@ -1,9 +1,17 @@
 """Bring a store to this version: numbered migrations run once, functions and views
-whenever their text has changed, all in one transaction under a lock."""
+whenever their text has changed, all in one transaction under a lock.
+
+pgvector may live in any schema, which everybody may create functions in. So nothing
+looks for names there: the files say whose they mean, `pgvector.vector` or
+`OPERATOR(pgvector.<=>)`, and, where they make statements, `'pgvector'` as a value. Its
+schema's own name is put in when they are run; where it moves, the next init runs them
+again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,21 +30,27 @@ FOLDER = next(
     (p for p in (_HERE / "sql", _HERE.parent / "sql") if p.is_dir()), _HERE / "sql"
 )
 
+_PGVECTOR = re.compile(r"'pgvector'|\bpgvector(?=\.\S)")
+# Migrations that have landed have the type's bare name: of a parameter, under a domain.
+_BARE_TYPE = re.compile(r"(?:(?<=\(text, )|(?<= AS )|(?<=::))vector\b")
+
 
 def apply(connection: Connection) -> list[str]:
     """Returns the names of the files that were run: none when nothing is new."""
     if _is_current(connection):
         return []
     with connection.transaction():
+        connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
         take_time(connection)
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
         _prepare(connection)
         applied = _applied(connection)
         _refuse_newer(applied)
+        schema = schema_of_vector(connection)
         run = [
             name
             for name, text in _files()
-            if _run(connection, name, text, applied.get(name))
+            if _run(connection, name, text, schema, applied.get(name))
         ]
         roles.renew(connection)
     return run
@@ -58,13 +72,16 @@ def _is_current(connection: Connection) -> bool:
         if found is None or found[0] is None:
             return False
         applied = _applied(connection)
+        schema = _found_pgvector(connection)
     except psycopg.errors.InsufficientPrivilege as error:
         raise StoreError(
             f"the role {connection.info.user!r} may not read the store: "
             f'{error.diag.message_primary}; docs/deploy.md, "Rights", has the grants'
         ) from error
     _refuse_newer(applied)
-    return all(applied.get(name) == _digest(text) for name, text in _files())
+    return schema is not None and all(
+        applied.get(name) == _digest(name, text, schema) for name, text in _files()
+    )
 
 
 def _files() -> Iterator[tuple[str, str]]:
@@ -73,8 +90,21 @@ def _files() -> Iterator[tuple[str, str]]:
             yield f"{room}/{path.name}", path.read_text("utf-8")
 
 
-def _digest(text: str) -> str:
+def _digest(name: str, text: str, schema: str) -> str:
+    if not name.startswith("migrations/"):
+        text = f"{schema}.{text}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _filled_in(text: str, schema: str) -> str:
+    if "$$" in schema:  # which ends the text of a function
+        raise StoreError(f"pgvector's schema may not be called {schema!r}: it has '$$'")
+    identifier = sql.Identifier(schema).as_string()
+    literal = sql.Literal(schema).as_string()
+    text = _BARE_TYPE.sub("pgvector.vector", text)
+    return _PGVECTOR.sub(
+        lambda found: literal if found[0].startswith("'") else identifier, text
+    )
 
 
 def _applied(connection: Connection) -> dict[str, str]:
@@ -83,10 +113,9 @@ def _applied(connection: Connection) -> dict[str, str]:
 
 
 def _prepare(connection: Connection) -> None:
-    found = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
-    if found.fetchone() is None:
+    if _found_pgvector(connection) is None:
         try:
-            connection.execute("CREATE EXTENSION vector")
+            connection.execute("CREATE EXTENSION vector SCHEMA public")
         except psycopg.Error as error:
             raise StoreError(
                 "the store has no pgvector and it cannot be created here "
@@ -99,14 +128,12 @@ def _prepare(connection: Connection) -> None:
         " name text PRIMARY KEY, digest text NOT NULL,"
         " applied_at timestamptz NOT NULL DEFAULT now())"
     )
-    # Functions keep this path (SET … FROM CURRENT): pgvector may live in any schema.
+    # Loads it: only then may somebody who is no superuser say SET hnsw.… of a function.
     connection.execute(
-        sql.SQL("SET LOCAL search_path = pg_catalog, {}, pg_temp").format(
-            sql.Identifier(schema_of_vector(connection))
+        sql.SQL("SELECT '[1]'::{}").format(
+            sql.Identifier(schema_of_vector(connection), "vector")
         )
     )
-    # Loads it: only then may somebody who is no superuser say SET hnsw.… of a function.
-    connection.execute("SELECT '[1]'::vector")
 
 
 def _act_as_owner(connection: Connection) -> None:
@@ -138,12 +165,17 @@ def _act_as_owner(connection: Connection) -> None:
 
 def schema_of_vector(connection: Connection) -> str:
     """pgvector may live in any schema, and need not be on the search path."""
+    found = _found_pgvector(connection)
+    assert found is not None
+    return found
+
+
+def _found_pgvector(connection: Connection) -> str | None:
     row = connection.execute(
-        "SELECT nspname FROM pg_extension e JOIN pg_namespace n"
+        "SELECT nspname::text FROM pg_extension e JOIN pg_namespace n"
         " ON n.oid = e.extnamespace WHERE extname = 'vector'"
     ).fetchone()
-    assert row is not None
-    return str(row[0])
+    return row[0] if row else None
 
 
 def _refuse_newer(applied: dict[str, str]) -> None:
@@ -156,8 +188,10 @@ def _refuse_newer(applied: dict[str, str]) -> None:
         )
 
 
-def _run(connection: Connection, name: str, text: str, applied: str | None) -> bool:
-    digest = _digest(text)
+def _run(
+    connection: Connection, name: str, text: str, schema: str, applied: str | None
+) -> bool:
+    digest = _digest(name, text, schema)
     if applied == digest:
         return False
     if applied is not None and name.startswith("migrations/"):
@@ -166,7 +200,7 @@ def _run(connection: Connection, name: str, text: str, applied: str | None) -> b
             "restore it and put the change into a new migration"
         )
     try:
-        connection.execute(sql.SQL(text))  # our own files
+        connection.execute(_filled_in(text, schema).encode())  # our own files
     except psycopg.errors.DependentObjectsStillExist as error:
         raise StoreError(
             f"sql/{name} makes functions or views anew, but "

@@ -88,11 +88,21 @@ def renew(store: Connection) -> None:
         store.execute(statement.encode())
 
 
-def open_to_functions_of_others(store: Connection) -> str | None:
-    """The schema of pgvector, where everybody may create functions in it: one that
-    fits better than PostgreSQL's own would be called by ours, with our rights."""
+def danger(store: Connection) -> str | None:
+    """What to do where this session looks for names in a schema in which everybody may
+    create functions, as behind a pooler that takes no settings: one that fits better
+    than PostgreSQL's own would be called by our statements, with our rights."""
     row = store.execute(
-        "SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace"
-        " WHERE extname = 'vector' AND has_schema_privilege('public', n.oid, 'CREATE')"
+        "SELECT nspname::text, current_user::text FROM pg_namespace n"
+        " WHERE nspname = ANY (current_schemas(false))"
+        " AND has_schema_privilege('public', n.oid, 'CREATE')"
     ).fetchone()
-    return row[0] if row else None
+    if row is None:
+        return None
+    schema, role = row
+    return (
+        f"everybody may create functions in the schema {schema!r}, where the sessions "
+        f"of this pooler look for names, and so have one run by {role!r}; say: REVOKE "
+        f'CREATE ON SCHEMA "{schema}" FROM PUBLIC, or: ALTER ROLE "{role}" SET '
+        "search_path = pg_catalog, pg_temp"
+    )

@@ -4,7 +4,7 @@ CREATE OR REPLACE FUNCTION embedline.close_pairs(
     version embedline.model_version, k bigint, max_distance float8, filter jsonb,
     OUT keys text[], OUT units int[], OUT other_keys text[], OUT other_units int[], OUT distances float8[])
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 SET hnsw.ef_search = 40
 SET hnsw.iterative_scan = 'relaxed_order'
 SET ivfflat.iterative_scan = 'relaxed_order'
@@ -53,7 +53,7 @@ RETURNS TABLE (
     key text, unit int, other_key text, other_unit int, distance float8, label text, other_label text,
     conflict boolean, prediction text, other_prediction text, data text, other_data text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE

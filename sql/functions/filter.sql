@@ -3,6 +3,7 @@
 CREATE OR REPLACE FUNCTION embedline.refuse_filter(said text)
 RETURNS void
 LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RAISE EXCEPTION '%', said
@@ -17,7 +18,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.filter_values(name text, value jsonb)
 RETURNS text[]
 LANGUAGE plpgsql IMMUTABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF jsonb_typeof(value) <> 'array' THEN
@@ -34,7 +35,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.text_condition(col text, wanted text[])
 RETURNS text
 LANGUAGE plpgsql IMMUTABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     given     text[] := array_remove(wanted, NULL);
@@ -58,7 +59,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.range_end(name text, given jsonb)
 RETURNS text
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 SET datestyle = 'ISO, YMD'
 AS $$
@@ -77,7 +78,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.range_condition(name text, value jsonb, col text, upper_operator text)
 RETURNS text
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF (CASE jsonb_typeof(value) WHEN 'array' THEN jsonb_array_length(value) END) IS DISTINCT FROM 2 THEN
@@ -93,7 +94,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.boolean_condition(name text, value jsonb, condition text)
 RETURNS text
 LANGUAGE plpgsql IMMUTABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF jsonb_typeof(value) <> 'boolean' THEN
@@ -108,7 +109,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.condition(name text, value jsonb)
 RETURNS text
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     CASE name
@@ -148,7 +149,7 @@ CREATE OR REPLACE FUNCTION embedline.selection(
     version embedline.model_version, filter jsonb, counted boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     conditions text[] := '{}';
@@ -202,7 +203,7 @@ RETURN format('FROM embedline.%I v', version.table_name);
 CREATE OR REPLACE FUNCTION embedline.predictor(version embedline.model_version)
 RETURNS int
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (SELECT CASE WHEN u.predicted_by_source THEN 0 ELSE version.id END

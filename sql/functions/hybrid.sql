@@ -14,7 +14,7 @@ CREATE OR REPLACE FUNCTION embedline.matching(
     version embedline.model_version, query_text text, language regconfig, k bigint, filter jsonb,
     OUT keys text[], OUT units int[], OUT ranks bigint[])
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
 BEGIN
@@ -43,7 +43,7 @@ END
 $$;
 
 CREATE OR REPLACE FUNCTION embeddings.hybrid(
-    use_case text, query_text text, query vector, k int DEFAULT 10, language regconfig DEFAULT 'simple',
+    use_case text, query_text text, query pgvector.vector, k int DEFAULT 10, language regconfig DEFAULT 'simple',
     text_weight float8 DEFAULT 1, vector_weight float8 DEFAULT 1, rrf_k int DEFAULT 60,
     candidates int DEFAULT NULL, feature text DEFAULT NULL, model_version int DEFAULT NULL,
     filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
@@ -51,7 +51,7 @@ RETURNS TABLE (
     key text, unit int, fused float8, vector_rank bigint, text_rank bigint, distance float8,
     prediction text, score float8, label text, data text, event_time timestamptz, text text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -97,7 +97,7 @@ EXCEPTION WHEN undefined_table THEN
 END
 $$;
 COMMENT ON FUNCTION embeddings.hybrid(
-    text, text, vector, int, regconfig, float8, float8, int, int, text, int, jsonb, int) IS
+    text, text, pgvector.vector, int, regconfig, float8, float8, int, int, text, int, jsonb, int) IS
     'The k best by vector and by words, fused by reciprocal rank: vector_weight / (rrf_k + vector_rank) + text_weight / '
     '(rrf_k + text_rank), of the `candidates` best of each (null: 2 k, 40 at least). `query_text` is read as a web '
     'search is: words, "a phrase", or, -without; `language` is a text search configuration (\dF). `score` is that of '
@@ -105,18 +105,18 @@ COMMENT ON FUNCTION embeddings.hybrid(
 
 -- The distances of vectors that were found in another way.
 CREATE OR REPLACE FUNCTION embedline.measured(
-    version embedline.model_version, query vector, keys text[], units int[])
+    version embedline.model_version, query pgvector.vector, keys text[], units int[])
 RETURNS embedline.found
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     found embedline.found;
 BEGIN
     EXECUTE format(
-        'SELECT array_agg(v.key), array_agg(v.unit), array_agg(v.embedding %s $1::%s)
+        'SELECT array_agg(v.key), array_agg(v.unit), array_agg(v.embedding %s $1::%I.%I)
            FROM unnest($2, $3) n (key, unit) JOIN embedline.%I v ON v.key = n.key AND v.unit = n.unit',
-        embedline.distance_operator(version.distance), version.storage, version.table_name)
+        embedline.distance_operator(version.distance), 'pgvector', version.storage, version.table_name)
        INTO found.keys, found.units, found.distances USING query, keys, units;
     RETURN found;
 END

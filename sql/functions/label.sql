@@ -2,7 +2,7 @@
 CREATE OR REPLACE FUNCTION embedline.begins_entity(previous text, tag text)
 RETURNS boolean
 LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT tag ~ '^[BS]-' OR coalesce(previous, 'O') = 'O' OR previous ~ '^[ES]-'
         OR regexp_replace(previous, '^[BIES]-', '') <> regexp_replace(tag, '^[BIES]-', '')
@@ -12,6 +12,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.jsonb_or_null(value text)
 RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN value::jsonb;
@@ -28,7 +29,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.label_rows(value jsonb, entities boolean)
 RETURNS TABLE (unit int, span int4range, label text)
 LANGUAGE sql IMMUTABLE STRICT
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
     WITH item AS (
         SELECT (n - 1)::int AS place, item, item ->> 0 AS tag, value #>> ARRAY['words', (n - 1)::text] AS word

@@ -4,12 +4,12 @@ CREATE OR REPLACE FUNCTION embedline.pick(
     version embedline.model_version, found embedline.found, k bigint, lambda float8)
 RETURNS SETOF int
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     count   int := coalesce(cardinality(found.keys), 0);
     apart   float8[];  -- of each from the nearest that is picked
-    vectors vector[];
+    vectors pgvector.vector[];
     step    text := format(
         'SELECT array_agg(least(a, v %s ($2)[$3]) ORDER BY n) FROM unnest($1, $2) WITH ORDINALITY u (a, v, n)',
         embedline.distance_operator(version.distance));
@@ -17,9 +17,9 @@ DECLARE
     picked  int;
 BEGIN
     EXECUTE format(
-        'SELECT array_agg(v.embedding::vector ORDER BY n.place)
+        'SELECT array_agg(v.embedding::%I.vector ORDER BY n.place)
            FROM unnest($1, $2) WITH ORDINALITY n (key, unit, place)
-           JOIN embedline.%I v ON v.key = n.key AND v.unit = n.unit', version.table_name)
+           JOIN embedline.%I v ON v.key = n.key AND v.unit = n.unit', 'pgvector', version.table_name)
        INTO vectors USING found.keys, found.units;
     apart := array_fill(NULL::float8, ARRAY[count]);
     FOR n IN 1 .. least(k, count) LOOP
@@ -34,11 +34,12 @@ END
 $$;
 
 CREATE OR REPLACE FUNCTION embeddings.mmr(
-    use_case text, query vector, k int DEFAULT 10, lambda float8 DEFAULT 0.5, candidates int DEFAULT NULL,
-    feature text DEFAULT NULL, model_version int DEFAULT NULL, filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
+    use_case text, query pgvector.vector, k int DEFAULT 10, lambda float8 DEFAULT 0.5,
+    candidates int DEFAULT NULL, feature text DEFAULT NULL, model_version int DEFAULT NULL,
+    filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
@@ -60,7 +61,7 @@ EXCEPTION WHEN undefined_table THEN
     RAISE;
 END
 $$;
-COMMENT ON FUNCTION embeddings.mmr(text, vector, int, float8, int, text, int, jsonb, int) IS
+COMMENT ON FUNCTION embeddings.mmr(text, pgvector.vector, int, float8, int, text, int, jsonb, int) IS
     'k vectors near a query vector and apart from each other, by maximal marginal relevance, in the order they were '
     'picked: each time the one with the least lambda * its distance from the query - (1 - lambda) * its distance from '
     'the nearest picked before. lambda 1: as embeddings.nearest; 0: as far apart as they come. Picked out of the '

@@ -1,9 +1,9 @@
 CREATE OR REPLACE FUNCTION embeddings.nearest(
-    use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL,
+    use_case text, query pgvector.vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL,
     filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
@@ -17,7 +17,7 @@ EXCEPTION WHEN undefined_table THEN
     RAISE;
 END
 $$;
-COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int, jsonb, int) IS
+COMMENT ON FUNCTION embeddings.nearest(text, pgvector.vector, int, text, int, jsonb, int) IS
     'The k vectors of a use case nearest to a query vector made by the same model, nearest first, in the use '
     'case''s own distance (inner_product: negated), with prediction, score and label beside each. `feature`: of a '
     'use case that declares several (null: the first). `model_version`: that of the query, refused where another one '
@@ -30,7 +30,7 @@ COMMENT ON FUNCTION embeddings.nearest(text, vector, int, text, int, jsonb, int)
 CREATE OR REPLACE FUNCTION embedline.index_scans(version embedline.model_version)
 RETURNS jsonb
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (SELECT jsonb_object_agg(x.indexrelid, pg_stat_get_xact_numscans(x.indexrelid))
@@ -41,11 +41,11 @@ END
 $$;
 
 CREATE OR REPLACE FUNCTION embeddings.explain_nearest(
-    use_case text, query vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL,
+    use_case text, query pgvector.vector, k int DEFAULT 10, feature text DEFAULT NULL, model_version int DEFAULT NULL,
     filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
@@ -84,7 +84,7 @@ EXCEPTION WHEN undefined_table THEN
     RAISE;
 END
 $$;
-COMMENT ON FUNCTION embeddings.explain_nearest(text, vector, int, text, int, jsonb, int) IS
+COMMENT ON FUNCTION embeddings.explain_nearest(text, pgvector.vector, int, text, int, jsonb, int) IS
     'Makes the search that embeddings.nearest would, and says how it went: `plan` (exact; hnsw; hnsw, then exact: the '
     'index had looked at `max_scan_tuples` vectors before k had passed the filter; ivfflat: an index of your own was '
     'read, from `probes` lists on until there were k), `vectors` there are, about, `matches` of the filter, counted as '
@@ -96,11 +96,11 @@ CREATE OR REPLACE FUNCTION embeddings.neighbors(
     filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version    embedline.model_version := embedline.asked(use_case, feature);
-    query      vector;
+    query      pgvector.vector;
     found_unit int;
     found      embedline.found;
 BEGIN
@@ -108,8 +108,9 @@ BEGIN
         RETURN;
     END IF;
     k := embedline.require_between('k', k, 1, NULL);
-    EXECUTE format('SELECT v.unit, v.embedding::vector %s AND v.unit = coalesce($1, v.unit)
-                     ORDER BY v.unit LIMIT 1', embedline.selection(version, jsonb_build_object('key', key)))
+    EXECUTE format('SELECT v.unit, v.embedding::%I.vector %s AND v.unit = coalesce($1, v.unit)
+                     ORDER BY v.unit LIMIT 1',
+                   'pgvector', embedline.selection(version, jsonb_build_object('key', key)))
        INTO found_unit, query USING unit;
     IF query IS NULL THEN
         PERFORM embedline.refuse_key(version, key, unit);
@@ -127,11 +128,11 @@ COMMENT ON FUNCTION embeddings.neighbors(text, text, int, int, text, jsonb, int)
     'number `unit`), itself left out, nearest first; `filter` and `ef_search` as in embeddings.nearest';
 
 CREATE OR REPLACE FUNCTION embeddings.within(
-    use_case text, query vector, max_distance float8, k int DEFAULT 100, feature text DEFAULT NULL,
+    use_case text, query pgvector.vector, max_distance float8, k int DEFAULT 100, feature text DEFAULT NULL,
     model_version int DEFAULT NULL, filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
@@ -147,6 +148,6 @@ EXCEPTION WHEN undefined_table THEN
     RAISE;
 END
 $$;
-COMMENT ON FUNCTION embeddings.within(text, vector, float8, int, text, int, jsonb, int) IS
+COMMENT ON FUNCTION embeddings.within(text, pgvector.vector, float8, int, text, int, jsonb, int) IS
     'The vectors no farther from a query vector than `max_distance`, nearest first, k at most; k null: all of '
     'them, found without an index. The rest as in embeddings.nearest';

@@ -12,7 +12,7 @@ RETURN CASE current_setting('role') WHEN 'none' THEN session_user::text ELSE cur
 CREATE OR REPLACE FUNCTION embedline.require_reader(version embedline.model_version)
 RETURNS embedline.model_version
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     name text := embedline.view_name(version);
@@ -33,7 +33,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.asked(use_case text, feature text, model_version int DEFAULT NULL)
 RETURNS embedline.model_version
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.require_reader(embedline.active_version(use_case, feature));
@@ -54,7 +54,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.active_version(use_case text, feature text)
 RETURNS embedline.model_version
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     found embedline.model_version;
@@ -88,7 +88,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.refuse_dropped(version embedline.model_version)
 RETURNS void
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF to_regclass(format('embedline.%I', version.table_name)) IS NOT NULL THEN

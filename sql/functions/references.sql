@@ -4,16 +4,16 @@
 CREATE OR REPLACE FUNCTION embedline.mean_sql(version embedline.model_version)
 RETURNS text
 LANGUAGE sql STABLE
-RETURN CASE version.distance WHEN 'cosine' THEN 'avg(l2_normalize(v.embedding::vector))'
-                             ELSE 'avg(v.embedding::vector)' END;
+RETURN format(CASE version.distance WHEN 'cosine' THEN '%1$I.avg(%1$I.l2_normalize(v.embedding::%1$I.vector))'
+                                    ELSE '%1$I.avg(v.embedding::%1$I.vector)' END, 'pgvector');
 
 CREATE OR REPLACE FUNCTION embedline.mean(version embedline.model_version, filter jsonb)
-RETURNS vector
+RETURNS pgvector.vector
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    mean vector;
+    mean pgvector.vector;
 BEGIN
     EXECUTE format('SELECT %s %s', embedline.mean_sql(version),
                    coalesce(embedline.selection(version, filter), embedline.everything(version))) INTO mean;
@@ -23,14 +23,14 @@ $$;
 
 -- Of all vectors of these keys, each of which has one.
 CREATE OR REPLACE FUNCTION embedline.mean_of(version embedline.model_version, keys text[])
-RETURNS vector
+RETURNS pgvector.vector
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     asked   text[] := ARRAY(SELECT DISTINCT unnest(keys));
     found   text[];
-    mean    vector;
+    mean    pgvector.vector;
 BEGIN
     EXECUTE format('SELECT array_agg(DISTINCT v.key), %s %s', embedline.mean_sql(version),
                    embedline.selection(version, jsonb_build_object('key', asked)))
@@ -45,9 +45,9 @@ $$;
 
 CREATE OR REPLACE FUNCTION embeddings.centroid(
     use_case text, filter jsonb DEFAULT NULL, feature text DEFAULT NULL, model_version int DEFAULT NULL)
-RETURNS vector
+RETURNS pgvector.vector
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
@@ -67,11 +67,11 @@ CREATE OR REPLACE FUNCTION embeddings.medoid(
     model_version int DEFAULT NULL)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
-    middle  vector := embedline.mean(version, filter);
+    middle  pgvector.vector := embedline.mean(version, filter);
 BEGIN
     k := embedline.require_between('k', k, 1, NULL);
     IF middle IS NOT NULL AND k IS NOT NULL THEN
@@ -94,12 +94,12 @@ CREATE OR REPLACE FUNCTION embeddings.nearest_to(
     filter jsonb DEFAULT NULL, ef_search int DEFAULT NULL)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature);
-    query   vector;
-    away    vector;
+    query   pgvector.vector;
+    away    pgvector.vector;
 BEGIN
     IF likes IS NULL OR k IS NULL THEN
         RETURN;
@@ -111,7 +111,7 @@ BEGIN
     query := embedline.mean_of(version, likes);
     IF cardinality(dislikes) > 0 THEN
         away := embedline.mean_of(version, dislikes);
-        query := query + (query - away);
+        query := query OPERATOR(pgvector.+) (query OPERATOR(pgvector.-) away);
     END IF;
     RETURN QUERY SELECT n.* FROM embedline.company(version, embedline.search(
                      version, query, k + embedline.vectors_of(version, likes || dislikes), filter, ef_search)) n
@@ -129,7 +129,7 @@ COMMENT ON FUNCTION embeddings.nearest_to(text, text[], text[], int, text, jsonb
 CREATE OR REPLACE FUNCTION embedline.vectors_of(version embedline.model_version, keys text[])
 RETURNS bigint
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     count bigint;

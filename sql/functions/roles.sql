@@ -137,8 +137,6 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     owner_id oid := to_regrole(quote_ident(owner));
-    vectors  text := (SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace
-                       WHERE extname = 'vector');
     is_super boolean := (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
 BEGIN
     RETURN QUERY SELECT format('CREATE ROLE %I NOLOGIN', r)
@@ -158,10 +156,10 @@ BEGIN
                     has_database_privilege('public', current_database(), 'TEMPORARY')) THEN
         RETURN NEXT format('GRANT TEMPORARY ON DATABASE %I TO %I', current_database(), writer);
     END IF;
-    RETURN QUERY SELECT format('GRANT USAGE ON SCHEMA %I TO %I', vectors, r)
+    RETURN QUERY SELECT format('GRANT USAGE ON SCHEMA %I TO %I', 'pgvector', r)
         FROM unnest(ARRAY[owner, writer, reader]) AS r
-        WHERE NOT coalesce(has_schema_privilege(to_regrole(quote_ident(r)), vectors, 'USAGE'),
-                           has_schema_privilege('public', vectors, 'USAGE'));
+        WHERE NOT coalesce(has_schema_privilege(to_regrole(quote_ident(r)), 'pgvector', 'USAGE'),
+                           has_schema_privilege('public', 'pgvector', 'USAGE'));
     RETURN QUERY SELECT * FROM embedline.ownership(owner);
     RETURN QUERY SELECT format(s, owner, writer, reader) FROM unnest(ARRAY[
         'REVOKE ALL ON SCHEMA embedline, embeddings FROM PUBLIC',

@@ -1,27 +1,29 @@
 -- What every search does. The public functions are in nearest.sql, references.sql,
 -- hybrid.sql, duplicates.sql and mmr.sql.
 
--- pgvector's settings, which are named below, are known once it is loaded.
-SELECT '[1]'::vector;
-
-CREATE OR REPLACE FUNCTION embedline.distance_operator(distance text)
+CREATE OR REPLACE FUNCTION embedline.distance_sign(distance text)
 RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE distance
     WHEN 'cosine' THEN '<=>' WHEN 'l2' THEN '<->' WHEN 'inner_product' THEN '<#>' END;
 
-CREATE OR REPLACE FUNCTION embedline.require_query(version embedline.model_version, query vector)
-RETURNS vector
+CREATE OR REPLACE FUNCTION embedline.distance_operator(distance text)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN 'OPERATOR(' || quote_ident('pgvector') || '.' || embedline.distance_sign(distance) || ')';
+
+CREATE OR REPLACE FUNCTION embedline.require_query(version embedline.model_version, query pgvector.vector)
+RETURNS pgvector.vector
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF vector_dims(query) <> version.dims THEN
-        RAISE EXCEPTION 'the query has % dimensions, the vectors of % have %', vector_dims(query),
+    IF pgvector.vector_dims(query) <> version.dims THEN
+        RAISE EXCEPTION 'the query has % dimensions, the vectors of % have %', pgvector.vector_dims(query),
             quote_literal((SELECT name FROM embedline.use_case WHERE id = version.use_case)), version.dims
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'embed the query with the use case''s own model: embedline search';
-    ELSIF version.distance = 'cosine' AND vector_norm(query) = 0 THEN
+    ELSIF version.distance = 'cosine' AND pgvector.vector_norm(query) = 0 THEN
         RAISE EXCEPTION 'the query is all zeros: it has no direction, and so no cosine distance'
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'references that are subtracted may cancel each other out';
@@ -33,6 +35,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.require_between(name text, value float8, lowest float8, highest float8)
 RETURNS float8
 LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF value < lowest OR value > highest THEN
@@ -48,7 +51,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.refuse_key(version embedline.model_version, key text, unit int)
 RETURNS void
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     use_case text := (SELECT name FROM embedline.use_case WHERE id = version.use_case);
@@ -64,7 +67,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.vector_index(
     version embedline.model_version, OUT vectors bigint, OUT index regclass)
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     SELECT CASE WHEN c.reltuples < 0 THEN pg_relation_size(c.oid) / (4 * version.dims)
@@ -90,19 +93,19 @@ $$;
 -- the planner may take the HNSW index, which gives vectors, about the nearest first,
 -- until k have passed.
 CREATE OR REPLACE FUNCTION embedline.scan(
-    version embedline.model_version, query vector, k bigint, selection text, exact boolean)
+    version embedline.model_version, query pgvector.vector, k bigint, selection text, exact boolean)
 RETURNS embedline.found
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     found embedline.found;
 BEGIN
     EXECUTE format(
         'SELECT array_agg(key), array_agg(unit), array_agg(distance)
-           FROM (%s SELECT v.key, v.unit, v.embedding %s $1::%s AS distance %s %s LIMIT $2) n',
+           FROM (%s SELECT v.key, v.unit, v.embedding %s $1::%I.%I AS distance %s %s LIMIT $2) n',
         CASE WHEN exact THEN 'SELECT * FROM (' END,
-        embedline.distance_operator(version.distance), version.storage,
+        embedline.distance_operator(version.distance), 'pgvector', version.storage,
         coalesce(selection, embedline.everything(version)),
         CASE WHEN exact THEN 'OFFSET 0) c ORDER BY distance, key, unit' ELSE 'ORDER BY distance' END)
        INTO found.keys, found.units, found.distances USING query, k;
@@ -118,10 +121,10 @@ RETURN least(1000, greatest(40, 2 * k) * CASE WHEN filter IS NULL THEN 1 ELSE 2 
 
 -- A search that chooses its way; k null: all, however far.
 CREATE OR REPLACE FUNCTION embedline.search(
-    version embedline.model_version, query vector, k bigint, filter jsonb, ef_search int)
+    version embedline.model_version, query pgvector.vector, k bigint, filter jsonb, ef_search int)
 RETURNS embedline.found
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 SET hnsw.ef_search = 40
 SET hnsw.iterative_scan = 'relaxed_order'
 SET ivfflat.iterative_scan = 'relaxed_order'
@@ -174,7 +177,7 @@ CREATE OR REPLACE FUNCTION embedline.choose(
     version embedline.model_version, k bigint, filter jsonb, ef_search int)
 RETURNS embedline.choice
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     choice  embedline.choice;
@@ -206,7 +209,7 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.company(version embedline.model_version, found embedline.found)
 RETURNS SETOF embedline.neighbor
 LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     predictor int := embedline.predictor(version);

@@ -26,10 +26,8 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    stored  embedline.model_version := embedline.stored_version(version);
-    vectors text := (SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace
-                      WHERE extname = 'vector');
-    bytes   int := stored.dims * CASE stored.storage WHEN 'halfvec' THEN 2 ELSE 4 END;
+    stored embedline.model_version := embedline.stored_version(version);
+    bytes  int := stored.dims * CASE stored.storage WHEN 'halfvec' THEN 2 ELSE 4 END;
 BEGIN
     EXECUTE format(
         'CREATE TABLE embedline.%I (
@@ -43,7 +41,8 @@ BEGIN
             box         real[],
             PRIMARY KEY (key, unit)
         ) WITH (autovacuum_vacuum_scale_factor = 0.05,
-                autovacuum_analyze_scale_factor = 0.05)', stored.table_name, vectors, stored.storage, stored.dims);
+                autovacuum_analyze_scale_factor = 0.05)',
+        stored.table_name, 'pgvector', stored.storage, stored.dims);
     -- In line, a scan reads 2.4 times faster than through TOAST. 5,300 bytes leave room
     -- in the 8 kB page for the longest key a btree takes (2,704 bytes).
     IF bytes <= 5300 THEN

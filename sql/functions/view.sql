@@ -147,7 +147,7 @@ BEGIN
             format('Use case %s: one row per %s of model version %s, with its record, prediction and label. '
                    'To search: ORDER BY embedding %s <vector> LIMIT k, or embeddings.nearest(%L, <vector>, k%s).',
                    use_case.name, active.unit, active.version,
-                   embedline.distance_operator(active.distance), use_case.name,
+                   embedline.distance_sign(active.distance), use_case.name,
                    CASE active.feature WHEN 'embedding' THEN '' ELSE format(', feature => %L', active.feature) END));
     END LOOP;
     wide := embedline.wide_view(use_case_id, from_source);

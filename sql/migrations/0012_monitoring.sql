@@ -24,7 +24,7 @@ CREATE TABLE embedline.rollup (
     class         text COLLATE "C" NOT NULL,
     bucket        smallint NOT NULL,
     rows          bigint NOT NULL,
-    centroid      vector NOT NULL,
+    centroid      pgvector.vector NOT NULL,
     square        float8 NOT NULL,
     PRIMARY KEY (model_version, day, environment, class, bucket),
     FOREIGN KEY (model_version, day) REFERENCES embedline.rollup_day ON DELETE CASCADE
