@@ -265,8 +265,9 @@ def _defined(connection_id: str) -> Iterator[None]:
 
 
 def from_airflow(value: str | Mapping[str, Any]) -> str:
-    """Airflow's URI, JSON or mapping form of a Postgres connection, for libpq. Raises
-    `ConfigError`, which never repeats what it was given: it may hold a password."""
+    """Airflow's URI, JSON or mapping form of a Postgres connection, for libpq. What its
+    `extra` says comes first, as with Airflow's own hook. Raises `ConfigError`, which
+    never repeats what it was given: it may hold a password."""
     value = _mapping(value)
     kind = value.get("conn_type") or "postgres"
     if kind not in ("postgres", "postgresql"):
@@ -282,7 +283,7 @@ def from_airflow(value: str | Mapping[str, Any]) -> str:
         "password": value.get("password"),
         "dbname": value.get("schema"),
     }
-    return make_conninfo("", **known, **{k: v for k, v in named.items() if v})
+    return make_conninfo("", **{**{k: v for k, v in named.items() if v}, **known})
 
 
 def _mapping(value: str | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -52,6 +52,12 @@ from embedding_tasks.use_case import Source
             ' "extra": {"sslmode": "disable", "iam": true}}',
             {"user": "me", "host": "/a b", "dbname": "app", "sslmode": "disable"},
         ),
+        (
+            # several hosts, for whatever reads the field alone and for us
+            '{"conn_type": "postgres", "host": "one", "schema": "app", "extra":'
+            ' {"host": "one,two", "target_session_attrs": "read-write"}}',
+            {"host": "one,two", "dbname": "app", "target_session_attrs": "read-write"},
+        ),
     ],
 )
 def test_airflows_forms_of_a_connection_are_understood(

@@ -81,6 +81,12 @@ def test_pgvector_may_live_in_any_schema(
     assert "other" in embedline("search", "messages", "other", "-k", "1")
 
 
+def recommended_settings() -> str:
+    page = Path(embedding_tasks.__file__).parent.parent / "docs" / "deploy.md"
+    section = page.read_text().partition("\n## Settings of the store\n")[2]
+    return section.split("```")[1].removeprefix("sql")
+
+
 def test_a_managed_server_is_enough(
     full_use_case: Project,
     make_database: Callable[..., str],
@@ -118,6 +124,8 @@ def test_a_managed_server_is_enough(
     monkeypatch.setenv("CRM_PASSWORD", "not-a-secret")
     monkeypatch.setenv("EMBEDLINE_STORE_DSN", login(dsn, "etl", names.writer))
     assert "fail" not in embedline("check", "messages")
+    ask(admin, recommended_settings().replace(" embedline ", f" {name.as_string()} "))
+    assert ask(dsn, "SHOW hnsw.iterative_scan") == [("relaxed_order",)]
     assert full_use_case.run()["embedded"] == 120
     again = full_use_case.run()
     assert (again["read"], again["embedded"]) == (0, 0)
