@@ -281,8 +281,9 @@ def empty(store: Connection, version: ModelVersion) -> None:
     store.execute("CHECKPOINT")
 
 
-def request() -> Request:
-    return Request(use_case.find(NAME), external_id=f"run{next(_runs)}", kind="cli")
+def request(*, fresh: bool = False) -> Request:
+    external_id = f"run{next(_runs)}"
+    return Request(use_case.find(NAME), external_id, kind="cli", fresh=fresh)
 
 
 @contextmanager

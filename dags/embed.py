@@ -69,6 +69,14 @@ PARAMS = {
         type="boolean",
         title="Make the vectors anew, changed or not",
     ),
+    "fresh": Param(
+        False,
+        type="boolean",
+        title="Into a fresh table, which takes over when it is complete",
+        description="For a large re-embed: of everything, or of all that is new, "
+        "changed or gone. What need not be embedded is copied; a dry run says how long "
+        "either way takes.",
+    ),
     "audit": Param(
         False,
         type="boolean",
@@ -219,6 +227,7 @@ def _request(path: Path) -> Request:
         kind=kind if kind in ("scheduled", "backfill") else "manual",  # type: ignore[arg-type]
         backfill=scope,
         reembed=params["reembed"],
+        fresh=params["fresh"],
         audit=params["audit"],
         allow_deletes=params["allow_deletes"],
         dry_run=params["dry_run"],
@@ -250,8 +259,9 @@ Keeps the embeddings of **{source}** in step, in `embeddings.{case.name}`; descr
 | triggered with `everything` | every record of the source, at low priority |
 | backfill | the records of each interval, at low priority; asks for `event_time` |
 
-`reembed` makes vectors anew that are there already. Nothing is ever embedded twice for
-being asked for twice, and no run but a full one moves the mark it reads from.
+`reembed` makes vectors anew that are there already; `fresh` fills a table beside the
+one that serves, which takes its place when it is complete. Nothing is ever embedded
+twice for being asked for twice, and no run but a full one moves the mark it reads from.
 """
 
 

@@ -19,7 +19,7 @@ from embedding_tasks.use_case import UseCase
 Work = Literal["none", "build", "reindex", "vacuum", "measure", "drop"]
 
 # So much of a table may still be to come: that little can go through the index.
-_DRAINED_SHARE = 0.05
+DRAINED_SHARE = 0.05
 # Of more dead rows an index is built anew before the vacuum. Of 38,158 rows a vacuum
 # alone took as long as both together at 1 % of dead rows, and 3.5 times as long at 5 %,
 # where recall had gone from .985 to .970 (benchmarks/index_build.py).
@@ -114,7 +114,7 @@ def _to_build(subject: Subject, table: Table) -> list[Step]:
             f"{rows:,} vectors are searched exactly; an index from {policy.min_rows:,}"
         )
         return _tended(subject, table, None, f"{why} (storage.index.min_rows)")
-    is_loading = table.pending > _DRAINED_SHARE * (rows + table.pending)
+    is_loading = table.pending > DRAINED_SHARE * (rows + table.pending)
     if is_loading and table.waited_hours < policy.max_wait_hours:
         why = (
             f"{table.pending:,} records wait to be embedded beside {rows:,} vectors: "

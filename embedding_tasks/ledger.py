@@ -35,7 +35,14 @@ _HELD: LiteralString = (
 _DUE: LiteralString = "(next_attempt_at <= now() OR attempts = 0 AND NOT deferred)"
 # Backfills whose records nobody takes, waits for or misses until they are resumed.
 PAUSED: LiteralString = "SELECT id FROM embedline.run WHERE paused_at IS NOT NULL"
-WANTED_NOW: LiteralString = f"(backfill IS NULL OR backfill NOT IN ({PAUSED}))"
+# What a version leaves to the fresh one that is filled beside it.
+AWAITS_SWITCH: LiteralString = (
+    "((model_version, backfill) IN"
+    " (SELECT model_version, backfill FROM embedline.awaiting_switch))"
+)
+WANTED_NOW: LiteralString = (
+    f"(backfill IS NULL OR backfill NOT IN ({PAUSED}) AND NOT {AWAITS_SWITCH})"
+)
 
 _LET_GO: LiteralString = "lease_token = NULL, lease_holder = NULL, lease_until = NULL"
 
@@ -69,8 +76,8 @@ def claim(
     token: UUID,
 ) -> Lease:
     """Lease up to `limit` records under a fresh `token`, scheduled ones before
-    backfills, oldest first, and none of a paused backfill. An empty lease means there
-    is nothing to do now.
+    backfills, oldest first, and none of a paused backfill, nor of what awaits a switch.
+    An empty lease means there is nothing to do now.
 
     By where they lie: a join by key reads the whole ledger once a lease is large. One
     that moves just now is locked at its new place and not leased: the next one has it.

@@ -60,6 +60,7 @@ def prepare(
     case: UseCase,
     version: ModelVersion,
     serving: ModelVersion | None,
+    tell: Tell | None = None,
 ) -> None:
     """Before a version takes over it gets the index that is due, or that the serving
     one has: a search must not become slow by a promotion."""
@@ -84,7 +85,7 @@ def prepare(
         return [subject.step("build", why, index.name_of(version, policy))]
 
     if steps(look(store, version)):
-        _under_lock(store, open_store, subject, steps, logged())
+        _under_lock(store, open_store, subject, steps, tell or logged())
 
 
 def _subjects(store: Connection, case: UseCase) -> Iterator[Subject]:

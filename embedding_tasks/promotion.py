@@ -16,6 +16,7 @@ from embedding_tasks.errors import (
     StoreError,
     ThresholdError,
 )
+from embedding_tasks.maintenance import Tell
 from embedding_tasks.source import extract, snapshot
 from embedding_tasks.store import retired, versions
 from embedding_tasks.store.versions import ModelVersion
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def finish(store: Connection, request: Request, use_case_id: int) -> None:
+def finish(
+    store: Connection, request: Request, use_case_id: int, tell: Tell | None = None
+) -> None:
     """A version that is complete is ready, with the index that it is to have, and
     serves if the use case says so. Raises `ThresholdError` where one would be complete
     but for too many dead records."""
-    _index(store, request, use_case_id)
+    _index(store, request, use_case_id, tell)
     with store.transaction():
         versions.lock(store, use_case_id)  # no sync adds to it meanwhile
         finished: list[ModelVersion] = []
@@ -71,7 +74,9 @@ def promote(request: Request) -> list[ModelVersion]:
         return _promote(store, request, use_case_id)
 
 
-def _index(store: Connection, request: Request, use_case_id: int) -> None:
+def _index(
+    store: Connection, request: Request, use_case_id: int, tell: Tell | None = None
+) -> None:
     """Before the switch, and with no transaction open, since a build waits for those.
     One that is not complete yet is loaded without an index."""
     live = versions.live(store, use_case_id)
@@ -81,7 +86,7 @@ def _index(store: Connection, request: Request, use_case_id: int) -> None:
             continue
         maintenance.prepare(
             *(store, request.open_direct, request.use_case),
-            *(candidate, serving.get(candidate.feature)),
+            *(candidate, serving.get(candidate.feature), tell),
         )
 
 

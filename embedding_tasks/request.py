@@ -9,19 +9,27 @@ from embedding_tasks.connections import Connection, Resolve
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.sync import Backfill
-from embedding_tasks.use_case import PredictionColumn, Scope, UseCase, Window
+from embedding_tasks.use_case import (
+    Everything,
+    PredictionColumn,
+    Scope,
+    UseCase,
+    Window,
+)
 
 
 @dataclass(frozen=True)
 class Request:
     """One run of a use case. `external_id` names it across stages and retries;
-    `backfill` is what it asks for, in place of all that is new, changed or gone."""
+    `backfill` is what it asks for, in place of all that is new, changed or gone.
+    `fresh`: into a table that takes the serving one's place when it is complete."""
 
     use_case: UseCase
     external_id: str
     kind: Literal["scheduled", "manual", "backfill", "cli", "work"]
     backfill: Scope | None = None
     reembed: bool = False
+    fresh: bool = False
     audit: bool = False
     allow_deletes: bool = False
     dry_run: bool = False
@@ -38,6 +46,11 @@ class Request:
             raise ConfigError(
                 "an audit reads every row of the source; leave out since, until, keys "
                 "and everything, and do not ask for it in a backfill"
+            )
+        if self.fresh and not isinstance(self.backfill, Everything | None):
+            raise ConfigError(
+                "a fresh table takes every record, and no window and no keys alone; "
+                "valid with fresh: everything, or no scope"
             )
 
     @property

@@ -27,10 +27,11 @@ from embedding_tasks import (
 from embedding_tasks.connections import Connection, blame, for_source
 from embedding_tasks.encoders import recipe
 from embedding_tasks.errors import DatabaseAway, EmbedlineError, TransientError
+from embedding_tasks.maintenance import Tell
 from embedding_tasks.pipeline import Drained, Progress
 from embedding_tasks.promotion import promote as promote
 from embedding_tasks.request import Request as Request
-from embedding_tasks.store import declared, retired, trained, versions
+from embedding_tasks.store import declared, fresh, retired, trained, versions
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.sync import sync
 from embedding_tasks.target import Target
@@ -73,6 +74,8 @@ def sync_stage(request: Request) -> dict[str, int | float]:
             return {"to_train": len(waiting)}
         found = recipe.found(use_case, request.resolve, trained=known)
         counts = _sync(store, request, run_id, *found)
+        if not (request.dry_run or request.fresh):
+            foresight.advise(store, use_case, _live(store, request))
     for error in found[1].values():
         if isinstance(error, TransientError):
             raise error  # what could be followed was; a retry may find the rest
@@ -95,28 +98,38 @@ def _sync(
         use_case_id = versions.open_use_case(store, use_case.name)
         live = versions.live(store, use_case_id)
         before = {v.id for v in live if v.feature in use_case.all_features}
-        if missing and (request.dry_run or not (recipes or before)):
+        needs_all = request.dry_run or request.fresh
+        if missing and (needs_all or not (recipes or before)):
             raise next(iter(missing.values()))
         whole = request.backfill is None
         live = declared.ensure(store, use_case_id, use_case, recipes, whole=whole)
         if backfills.is_cancelled(store, run_id):
             log.warning("cancelled use_case=%s run=%d", use_case.name, run_id)
             return {}
+        begins = request.fresh and not fresh.has_begun(store, run_id)
+        if begins:
+            fresh.check(store, use_case.name, live)
         target = Target(store, use_case_id, live, use_case.first_feature.unit)
         synced = sync(
             target,
             conninfo,
             use_case,
             backfill=request.of_run(run_id),
-            reembed=request.reembed,
+            reembed=request.reembed and not request.fresh,
             audit=request.audit,
             allow_deletes=request.allow_deletes,
         )
         for version in (v for v in live if v.id not in before):
             retired.drop_outdated(store, version)
+        counts |= asdict(synced)
+        if begins:
+            anew, copy = request.reembed, not request.dry_run
+            counts["copied"] = fresh.begin(
+                store, use_case.name, live, run_id, anew=anew, copy=copy
+            )
+            live = versions.live(store, use_case_id)
         # last: whoever asks a view waits from here on
         versions.refresh_views(store, use_case_id, request.prediction_from_source)
-        counts |= asdict(synced)
         if request.dry_run:
             counts |= foresight.foreseen(store, use_case_id, use_case, live)
             raise psycopg.Rollback
@@ -176,7 +189,7 @@ def embed_stage(
     return counts
 
 
-def publish_stage(request: Request) -> dict[str, Any]:
+def publish_stage(request: Request, tell: Tell | None = None) -> dict[str, Any]:
     """Says how the run ended: promotes a finished model version, drops those retired
     long ago, and raises `ModelError` where a model was missing, `ThresholdError` when
     more is left undone than the use case allows."""
@@ -185,7 +198,7 @@ def publish_stage(request: Request) -> dict[str, Any]:
         runs.recorded(store, request, "publish") as run_id,
     ):
         use_case_id = versions.use_case_id(store, request.use_case.name)
-        promotion.finish(store, request, use_case_id)
+        promotion.finish(store, request, use_case_id, tell)
         keep = request.use_case.keep_retired_days
         retired.drop_expired(store, use_case_id, keep)
         runs.judge_missing(store, request, run_id)
@@ -221,6 +234,7 @@ def run(
     request: Request,
     progress: Progress = lambda drained: None,
     train_progress: training.Progress = lambda epoch: None,
+    index_progress: Tell | None = None,
 ) -> dict[str, Any]:
     """All stages in this process, with one worker."""
     made = train_stage(request, progress=train_progress)
@@ -228,7 +242,7 @@ def run(
     if request.dry_run:
         return synced
     embedded = embed_stage(request, 0, progress) if plan_stage(request) else {}
-    return {**synced, **embedded, **publish_stage(request)}
+    return {**synced, **embedded, **publish_stage(request, index_progress)}
 
 
 def _drain(worker: Worker) -> Exception | None:

@@ -55,7 +55,7 @@ def index_of(
     with store.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             "SELECT search, index, is_valid, bytes, recall, k, ef_search, built_at,"
-            "  dead_share FROM embedline.index_status"
+            "  dead_share, build_seconds FROM embedline.index_status"
             " WHERE use_case = %s AND feature = %s AND model_version = %s",
             [use_case, feature, version],
         ).fetchone()
@@ -163,6 +163,11 @@ def _why_waiting(
         return (
             f"waits for backfill {backfill}, which is paused; "
             f"`embedline backfill resume {use_case.name} {backfill}`"
+        )
+    if backfills.awaits_switch(store, version.id, known["backfill"]):
+        return (
+            f"served as it was until the fresh table of backfill {known['backfill']}, "
+            "which has it, takes over"
         )
     if known["deferred"]:
         return "the source had moved on when a worker looked; the next sync sees to it"

@@ -166,11 +166,16 @@ def _compare(
 ) -> tuple[int, int]:
     """What the ledger does not yet say, in `delta`, per live version whose columns
     the source still has; how many records are new and how many changed. `is_claimed`
-    are those waiting for a backfill that this sync may take over: for another
-    backfill, those of one that is paused. What a worker could not read and is read now
-    has changed, if only back to what it was."""
+    are those waiting for a backfill that this sync may take over: none that it fills a
+    fresh table with; for another backfill, those of one that is paused. What a
+    worker could not read and is read now has changed, if only back to what it was."""
     followed = records.followed
-    claims: sql.Composable = sql.SQL("true")
+    claims: sql.Composable = sql.SQL(
+        "(v.id, l.backfill) NOT IN ("
+        " SELECT model_version, backfill FROM embedline.awaiting_switch"
+        " UNION ALL SELECT id, filled_by FROM embedline.model_version"
+        "  WHERE filled_by IS NOT NULL AND state IN ('building', 'ready'))"
+    )
     if backfill is not None:
         claims = sql.SQL(f"l.backfill IN ({ledger.PAUSED})")
     mended = sql.SQL(

@@ -138,6 +138,17 @@ def expectation(counts: Mapping[str, Any]) -> str:
     return told
 
 
+def ways(counts: Mapping[str, Any]) -> str:
+    """In place or into a fresh table, where a dry run could tell."""
+    in_place, fresh = counts["in_place_seconds"], counts["fresh_seconds"]
+    return (
+        f"in place, row by row through the index that serves: {about(in_place)}, and "
+        "`embedline maintain` then builds it anew; into a fresh table (--fresh): "
+        f"{about(fresh)}, its index included, and what has changed is served as it was "
+        "until then"
+    )
+
+
 def _some(workers: int) -> str:
     return f"{workers} worker{'s' * (workers > 1)}"
 

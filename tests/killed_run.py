@@ -1,7 +1,7 @@
-"""A run that ends by SIGKILL, for `test_run`: python -m tests.killed_run POINT N KEEP.
+"""A run that ends by SIGKILL: python -m tests.killed_run POINT N KEEP [OPTION...].
 
 POINT is a function of the package; the process dies right after its N-th call. With
-KEEP 'before' it dies right before.
+KEEP 'before' it dies right before. OPTIONs are of the request: reembed, fresh.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ if __name__ == "__main__":
     die_at(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     run.run(
         run.Request(
-            use_case=use_case.find("messages"), external_id="killed", kind="cli"
+            use_case=use_case.find("messages"),
+            external_id="killed",
+            kind="cli",
+            **dict.fromkeys(sys.argv[4:], True),  # type: ignore[arg-type]
         )
     )

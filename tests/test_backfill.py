@@ -830,7 +830,7 @@ def test_ctrl_c_tells_nothing_begun_from_all_done(
     stage: str,
     says: str,
 ) -> None:
-    def interrupted(request: run.Request) -> dict[str, int]:
+    def interrupted(*_: object) -> dict[str, int]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, stage, interrupted)

@@ -45,8 +45,8 @@ def test_a_whole_use_case_runs_as_the_writer(
     monkeypatch: pytest.MonkeyPatch,
     make_model: Callable[..., object],
 ) -> None:
-    """First load, changes, a new version of other dimensions, its promotion, a rollback
-    and the drop of a retired version."""
+    """First load, changes, all of it into a fresh table, a new version of other
+    dimensions, its promotion, a rollback and the drop of a retired version."""
     full_use_case.run()
     expected = end_state(store)
     store.execute("TRUNCATE embedline.use_case CASCADE")
@@ -59,12 +59,13 @@ def test_a_whole_use_case_runs_as_the_writer(
     db.execute("DELETE FROM messages WHERE id < 10")
     db.execute("UPDATE messages SET body = 'other' WHERE id = 20")
     assert full_use_case.run()["deleted"] == 10
+    assert full_use_case.run(fresh=True, reembed=True)["embedded"] == 110
     full_use_case.use_case(
         encoder={"model": str(make_model(hidden=48))}, keep_retired_days=0
     )
     full_use_case.run()
     assert ask(store_dsn, "SELECT DISTINCT model_version FROM embeddings.messages") == [
-        (2,)
+        (3,)
     ]
     full_use_case.run()
     assert ask(store_dsn, "SELECT to_regclass('embedline.vector_messages_v1')") == [

@@ -49,6 +49,8 @@ def _print_status(row: dict[str, Any]) -> None:
     counts = ("wanted", "stored", "pending", "leased", "retrying", "dead", "skipped")
     numbers = [f"{row[c]} {c}" for c in counts]
     numbers += [f"{row['paused']} paused"] if row["paused"] else []
+    if awaiting := row["awaiting_switch"]:
+        numbers.append(f"{awaiting} await the switch to a fresh table")
     terminal.say("  " + ", ".join(numbers))
     if row["oldest_pending_age"]:
         terminal.say(f"  oldest pending since {row['oldest_pending_age']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +53,14 @@ def start(
     reembed: Annotated[
         bool, typer.Option("--reembed", help="make vectors anew, changed or not")
     ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="into a table beside the one that serves, which takes its place when "
+            "it is complete: all that is stored, or --everything",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="count what would be done, and how long")
     ] = False,
@@ -62,10 +70,10 @@ def start(
 
     keys = [*(key or ()), *_lines(keys_from)]
     scope = scope_of(since=since, until=until, keys=keys, everything=everything)
-    if scope is None:
+    if scope is None and not fresh:
         raise ConfigError(
             "a backfill of what? valid: --since and/or --until, --key or --keys-from, "
-            "--everything"
+            "--everything, --fresh"
         )
     request = stages.Request(
         use_case=use_case.find(name),
@@ -73,6 +81,7 @@ def start(
         kind="cli",
         backfill=scope,
         reembed=reembed,
+        fresh=fresh,
         dry_run=dry_run,
     )
     if dry_run:
@@ -104,8 +113,12 @@ def _stopped(request: Request, number: int) -> str:
     with request.open_store() as store:
         left = backfills.waiting(store, number)
         enqueued = backfills.is_enqueued(store, number)
+        filling = backfills.filling(store, number)
     if not enqueued:
         return "stopped before anything was enqueued; start it again"
+    if filling and not left:
+        told = _versions(filling)
+        return f"stopped; {told} is filled, and the next run lets it serve"
     if not left:
         return "stopped; nothing of it waits any more"
     return (
@@ -124,6 +137,7 @@ def _say_how_it_ended(request: Request, number: int) -> None:
         left = backfills.waiting(store, number)
         paused = backfills.is_paused(store, number)
         cancelled = backfills.is_cancelled(store, number)
+        filling = backfills.filling(store, number)
     if cancelled:
         terminal.say(f"backfill {number} was cancelled")
     elif paused and left:
@@ -131,6 +145,12 @@ def _say_how_it_ended(request: Request, number: int) -> None:
             f"backfill {number} is paused, {left} records wait: "
             f"embedline backfill resume {name} {number}"
         )
+    elif filling and not request.use_case.auto_promote:
+        terminal.say(f"{_versions(filling)} is complete: embedline promote {name}")
+
+
+def _versions(numbers: Sequence[int]) -> str:
+    return f"version {', '.join(map(str, numbers))}"
 
 
 @commands.command("list")
@@ -154,7 +174,7 @@ def list_(name: Name, as_json: AsJson = False) -> None:
 
 
 def _what(row: dict[str, Any]) -> str:
-    told: str = row["scope"]
+    told: str = row["scope"] or "all that is stored"
     if told == "window":
         since, until = terminal.plain(row["since"]), terminal.plain(row["until"])
         told = " ".join(
@@ -162,7 +182,8 @@ def _what(row: dict[str, Any]) -> str:
             for word, time in (("since", since), ("until", until))
             if time
         )
-    return f"{told}, anew" if row["reembed"] else told
+    told += ", anew" if row["reembed"] else ""
+    return f"{told}, as {_versions(row['versions'])}" if row["versions"] else told
 
 
 @commands.command()
@@ -229,9 +250,10 @@ def cancel(
 
 
 def _fates(fates: Any) -> str:
+    dropped = f"{_versions(fates.versions)} is dropped, " if fates.versions else ""
     return (
-        f"{fates.restored} records keep the vectors they have, {fates.removed} leave "
-        f"the store, {fates.left} are for the next run to embed"
+        f"{dropped}{fates.restored} records keep the vectors they have, "
+        f"{fates.removed} leave the store, {fates.left} are for the next run to embed"
     )
 
 

@@ -71,6 +71,7 @@ def carry_out(request: Request, stopped_says: Callable[[], str]) -> dict[str, An
                 request,
                 terminal.embedding(bar, name, stopped),
                 terminal.training(bar, name, stopped),
+                terminal.maintaining(bar, stopped),
             )
         except KeyboardInterrupt:
             err.print(stopped_says(), soft_wrap=True, highlight=False)
@@ -78,6 +79,8 @@ def carry_out(request: Request, stopped_says: Callable[[], str]) -> dict[str, An
     _tell("would do" if request.dry_run else "done", counts)
     if request.dry_run and counts.get("to_embed"):
         terminal.say(terminal.expectation(counts))
+        if "fresh_seconds" in counts:
+            terminal.say(terminal.ways(counts))
     return counts
 
 
@@ -192,6 +195,7 @@ def _told(counts: Mapping[str, Any]) -> dict[str, Any]:
     untold = (
         *("seconds", "vectors", "pending", "builds_version"),
         *("workers", "records_per_second", "expected_seconds"),
+        *("in_place_seconds", "fresh_seconds"),
     )
     return {k: v for k, v in counts.items() if v and k not in untold}
 

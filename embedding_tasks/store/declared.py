@@ -88,17 +88,19 @@ def _ensure_feature(
         )
         return
     retired.forgive(store, wanted.use_case_id, wanted.feature)
+    twins = [v.id for v in live if v.fingerprint == recipe.fingerprint]
     if match is None or match.serves:
         # A version still being built for a recipe that is no longer wanted
-        for stale in (v for v in live if not v.serves):
+        for stale in (v for v in live if not v.serves and v.id not in twins):
             versions.retire(store, stale)
     match = match or _made_before(store, wanted, serving)
     if match is None:
         return
     # the same vectors of the same files, which may have moved
     store.execute(
-        "UPDATE embedline.model_version SET spec = %s WHERE id = %s AND spec <> %s",
-        [Jsonb(recipe.spec), match.id, Jsonb(recipe.spec)],
+        "UPDATE embedline.model_version SET spec = %s"
+        " WHERE id = ANY (%s) AND spec <> %s",
+        [Jsonb(recipe.spec), [match.id, *twins], Jsonb(recipe.spec)],
     )
 
 
@@ -136,7 +138,7 @@ def _create(
 ) -> ModelVersion:
     use_case, recipe = wanted.use_case_id, wanted.recipe
     name, storage = wanted.use_case.name, wanted.use_case.storage
-    number = _next_number(store, use_case)
+    number = versions.next_number(store, use_case)
     created = versions.fetch(
         store,
         sql.SQL(
@@ -187,13 +189,3 @@ def _create(
         *(name, number, created.state, recipe.fingerprint[:12]),
     )
     return created
-
-
-def _next_number(store: Connection, use_case: int) -> int:
-    row = store.execute(
-        "SELECT coalesce(max(version), 0) + 1 FROM embedline.model_version"
-        " WHERE use_case = %s",
-        [use_case],
-    ).fetchone()
-    assert row is not None
-    return int(row[0])

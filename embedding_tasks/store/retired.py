@@ -8,6 +8,7 @@ wants, so that only what has changed since is embedded.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Literal
 
 import psycopg
@@ -30,11 +31,12 @@ _HAS_TABLE = sql.SQL("to_regclass(format('embedline.%%I', m.table_name)) IS NOT 
 def of_fingerprint(
     store: Connection, use_case: int, feature: str, fingerprint: str
 ) -> ModelVersion | None:
-    """The latest retired version of a recipe whose table is still there."""
+    """The latest retired version of a recipe whose table is still there, one that has
+    served before one that was not completed."""
     statement = sql.SQL(
         "SELECT {} FROM embedline.model_version m WHERE state = 'retired'"
         " AND use_case = %s AND feature = %s AND fingerprint = %s AND {}"
-        " ORDER BY retired_at DESC, version DESC LIMIT 1"
+        " ORDER BY activated_at IS NULL, retired_at DESC, version DESC LIMIT 1"
     ).format(COLUMNS, _HAS_TABLE)
     found = versions.fetch(store, statement, [use_case, feature, fingerprint])
     return found[0] if found else None
@@ -113,7 +115,8 @@ def take_up(
         store,
         sql.SQL(
             "UPDATE embedline.model_version SET state = %(state)s, ready_at = NULL,"
-            " retired_at = NULL, rolled_back_at = NULL,"
+            " retired_at = NULL, rolled_back_at = NULL, filled_by = NULL,"
+            " spares_serving = false,"
             " activated_at = CASE %(state)s WHEN 'active' THEN now()"
             "   ELSE activated_at END"
             " WHERE id = %(id)s RETURNING {}"
@@ -230,7 +233,13 @@ def drop_expired(store: Connection, use_case: int, days: float | None) -> None:
     weights that nothing needs any more."""
     if days is None:
         return
-    for version in expired(store, use_case, days):
+    drop(store, expired(store, use_case, days))
+    _forget_weights(store, use_case)
+
+
+def drop(store: Connection, due: Iterable[ModelVersion]) -> None:
+    """Each in a transaction of its own; one that somebody needs or holds stays."""
+    for version in due:
         try:
             _drop(store, version)
         except (
@@ -242,7 +251,6 @@ def drop_expired(store: Connection, use_case: int, days: float | None) -> None:
                 *(version.version, version.table_name),
                 error.diag.message_detail or error.diag.message_primary,
             )
-    _forget_weights(store, use_case)
 
 
 def _drop(store: Connection, version: ModelVersion) -> None:

@@ -1,7 +1,8 @@
 """Use cases and their model versions: building -> ready -> active -> retired.
 
 A fingerprint names everything that shapes a vector. Vectors of one fingerprint live
-in one table; another fingerprint is another version, filled beside the serving one.
+in one table; another fingerprint is another version, filled beside the serving one, and
+so is a fresh table of the same fingerprint, where one is asked for (`fresh`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VIEW_PAUSE = 1.0
 
 COLUMNS = sql.SQL(
     "id, use_case, feature, unit, version, fingerprint, spec, dims, storage, distance,"
-    " classes, table_name, state"
+    " classes, table_name, state, filled_by"
 )
 
 
@@ -50,7 +51,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """`unit` is what one of its vectors stands for: record, word, entity, object."""
+    """`unit` is what one of its vectors stands for: record, word, entity, object;
+    `filled_by` the run that asked for it in place of one of the same recipe."""
 
     id: int
     use_case: int
@@ -65,6 +67,7 @@ class ModelVersion:
     classes: list[str] | None
     table_name: str
     state: str
+    filled_by: int | None = None
 
     @property
     def table(self) -> sql.Identifier:
@@ -259,6 +262,16 @@ def retire(store: Connection, version: ModelVersion) -> None:
         [version.id],
     )
     store.execute("DELETE FROM embedline.ledger WHERE model_version = %s", [version.id])
+
+
+def next_number(store: Connection, use_case: int) -> int:
+    row = store.execute(
+        "SELECT coalesce(max(version), 0) + 1 FROM embedline.model_version"
+        " WHERE use_case = %s",
+        [use_case],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def read_everything(store: Connection, use_case: int) -> None:

@@ -25,22 +25,26 @@ SELECT
     latest.error AS last_run_error,
     m.feature,
     l.paused,
-    c.held_back
+    c.held_back,
+    l.awaiting_switch
 FROM embedline.use_case u
 JOIN embedline.model_version m ON m.use_case = u.id AND m.state <> 'retired'
 CROSS JOIN LATERAL (
     SELECT
         count(*) FILTER (WHERE want_hash IS NOT NULL) AS wanted,
         count(*) FILTER (WHERE want_hash = have_hash) AS stored,
-        count(*) FILTER (WHERE pending AND dead_at IS NULL AND p.id IS NULL) AS pending,
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND is_wanted) AS pending,
         count(*) FILTER (WHERE pending AND lease_until > now()) AS leased,
-        count(*) FILTER (WHERE pending AND dead_at IS NULL AND attempts > 0 AND p.id IS NULL) AS retrying,
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND attempts > 0 AND is_wanted) AS retrying,
         count(*) FILTER (WHERE dead_at IS NOT NULL) AS dead,
         count(*) FILTER (WHERE want_hash IS NULL) AS skipped,
-        count(*) FILTER (WHERE pending AND dead_at IS NULL AND p.id IS NOT NULL) AS paused,
-        min(queued_at) FILTER (WHERE pending AND dead_at IS NULL AND p.id IS NULL) AS oldest_pending
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND p.id IS NOT NULL AND a.backfill IS NULL) AS paused,
+        count(*) FILTER (WHERE pending AND dead_at IS NULL AND a.backfill IS NOT NULL) AS awaiting_switch,
+        min(queued_at) FILTER (WHERE pending AND dead_at IS NULL AND is_wanted) AS oldest_pending
     FROM embedline.ledger
-    LEFT JOIN (SELECT id FROM embedline.run WHERE paused_at IS NOT NULL) p ON p.id = backfill
+    LEFT JOIN (SELECT id FROM embedline.run WHERE paused_at IS NOT NULL) p ON p.id = ledger.backfill
+    LEFT JOIN embedline.awaiting_switch a USING (model_version, backfill)
+    CROSS JOIN LATERAL (SELECT p.id IS NULL AND a.backfill IS NULL AS is_wanted) w
     WHERE model_version = m.id
 ) l
 LEFT JOIN embedline.source_cursor c ON c.use_case = u.id AND c.relation = 'records'
@@ -63,6 +67,8 @@ COMMENT ON COLUMN embedline.status.stored IS 'of these, the records whose vector
 COMMENT ON COLUMN embedline.status.skipped IS 'records without an input (null): nothing to embed';
 COMMENT ON COLUMN embedline.status.pending IS 'records waiting, those leased and those to be tried again included';
 COMMENT ON COLUMN embedline.status.paused IS 'records of backfills that are paused: nobody takes them, and none is pending';
+COMMENT ON COLUMN embedline.status.awaiting_switch IS
+    'records that are served as they were until the fresh version beside this one takes over: nobody takes them, and none is pending';
 COMMENT ON COLUMN embedline.status.held_back IS
     'what held the source''s horizon back at the last sync, so that the next one reads again what was written since';
 COMMENT ON COLUMN embedline.status.use_case IS 'by name';

@@ -31,7 +31,7 @@ def test_every_use_case_is_a_dag_of_four_tasks(
     assert [a.name for a in dag.get_task("publish").outlets] == ["messages_embeddings"]
     assert type(dag.timetable).__name__ == "CronDataIntervalTimetable"
     scopes = {"since", "until", "keys", "everything"}
-    others = {"reembed", "audit", "dry_run", "allow_deletes"}
+    others = {"reembed", "fresh", "audit", "dry_run", "allow_deletes"}
     assert {*dag.params} == scopes | others
 
 
@@ -170,6 +170,18 @@ def test_a_manual_run_of_keys_or_of_everything_embeds_those(
     assert (counts["embedded"], counts["not_found"]) == (embedded, missing)
     several = run_dag("embed_messages", **conf, since="2026-01-01T00:00:00Z")
     assert several.state == "failed"
+
+
+def test_a_manual_run_fills_a_fresh_table_and_lets_it_serve(
+    project: Project, run_dag: Run, write_messages: Write, store: Connection
+) -> None:
+    write_messages(range(20))
+    run_dag("embed_messages")
+    run = run_dag("embed_messages", fresh=True, reembed=True)
+    assert (run.state, xcom(run, "publish")["embedded"]) == ("success", 20)
+    assert [row["model_version"] for row in status.of(store)] == [2]
+    refused = run_dag("embed_messages", fresh=True, keys=["3"])
+    assert refused.state == "failed"
 
 
 def test_a_dry_run_publishes_nothing(

@@ -12,7 +12,7 @@ from pathlib import Path
 from embedding_tasks.use_case import Everything, Keys, Scope, Window
 from tests.chaos import scene as scenes
 from tests.chaos.scene import KEY_SPACE, Scene
-from tests.chaos.tasks import Tasks
+from tests.chaos.tasks import FRESH, Tasks
 
 SECONDS_BETWEEN = (1.0, 4.0)
 
@@ -37,12 +37,18 @@ class People:
                 self._backfill(f"backfill__{number}")
 
     def _backfill(self, external_id: str) -> None:
-        """Half of them with `reembed`; some are only enqueued."""
+        """Half of them with `reembed`; of everything, half into a fresh table; some are
+        only enqueued."""
         scope = self._scope()
         external_id += "+" * self._rng.randrange(2)
+        if isinstance(scope, Everything) and self._rng.random() < 0.5:
+            external_id += FRESH
         done = self.tasks.together(external_id, ["sync"], scope)
         if done and self._rng.random() < 0.5:
             self.tasks.together(external_id, ["embed"], scope)
+            if external_id.endswith(FRESH):
+                self.tasks.together(external_id, ["publish"], scope)
+        self.tasks.counts["fresh tables"] += done and external_id.endswith(FRESH)
         self.tasks.counts["backfills"] += 1
 
     def _scope(self) -> Scope:

@@ -33,7 +33,12 @@ from embedding_tasks.encoders import (
     tokens,  # noqa: F401
 )
 from embedding_tasks.encoders.encoded import Encoded
-from embedding_tasks.errors import DeviceError, ThresholdError, TransientError
+from embedding_tasks.errors import (
+    DeviceError,
+    StoreError,
+    ThresholdError,
+    TransientError,
+)
 from embedding_tasks.use_case import Scope
 from tests.chaos import mutants
 from tests.chaos.scene import NAME
@@ -41,6 +46,8 @@ from tests.chaos.writers import POISON
 
 SLOT_SECONDS = 1.5
 WORKERS = 2
+# The end of a run's name that is to fill a fresh table.
+FRESH = "_fresh"
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ def perform(
         kind="scheduled" if scope is None else "backfill",
         backfill=scope,
         reembed=scope is not None and len(external_id) % 2 == 0,
+        fresh=external_id.endswith(FRESH),
     )
     try:
         if stage == "embed":
@@ -111,6 +119,8 @@ def perform(
     except (TransientError, ThresholdError):
         os._exit(75)
     except Exception as error:
+        if request.fresh and isinstance(error, StoreError):
+            os._exit(1)  # another version is being built
         told = {"stage": stage, "error": repr(error), "trace": traceback.format_exc()}
         with (orders.folder / "errors.jsonl").open("a") as log:
             log.write(json.dumps(told) + "\n")
