@@ -44,7 +44,9 @@ def _no_fence() -> None:
     def accept_all(store: Connection, lease: Lease) -> int:
         return store.execute(
             "CREATE TEMP TABLE accepted ON COMMIT DROP AS"
-            " SELECT key, false AS anew FROM staged_record"
+            " SELECT s.key, false AS anew, l.ctid AS place FROM staged_record s"
+            " LEFT JOIN embedline.ledger l ON l.model_version = %s AND l.key = s.key",
+            [lease.version.id],
         ).rowcount
 
     write._fence = accept_all
