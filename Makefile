@@ -11,7 +11,7 @@ export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
-	bench-reading bench-store bench-index bench-fresh bench-search \
+	bench-reading bench-store bench-index bench-fresh bench-search bench-drift \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -75,6 +75,9 @@ bench-store: $(INSTALLED)  ## rows into the store, against every other way
 
 bench-index: $(INSTALLED)  ## indexes of 38,158 to 300,000 vectors, built and churned
 	@$(BIN)/python -m benchmarks.index_build
+
+bench-drift: $(INSTALLED)  ## alarms of the drift statistics with and without drift
+	@$(BIN)/python -m benchmarks.drift
 
 bench-fresh: $(INSTALLED)  ## a large re-embed, in place and into a fresh table
 	@$(BIN)/python -m benchmarks.fresh_table
