@@ -106,25 +106,25 @@ def erase(store: Connection, use_case: int, key: str) -> None:
     """Every sum that may hold a vector of this record: those of its bucket. All days
     are summed up anew at the next refresh."""
     ids = {"use_case": use_case, "key": key, "buckets": BUCKETS}
-    of_use_case: LiteralString = (
-        "model_version IN (SELECT id FROM embedline.model_version"
-        " WHERE use_case = %(use_case)s)"
-    )
     store.execute(
-        f"DELETE FROM embedline.rollup WHERE {of_use_case}"
-        f" AND bucket = {_bucket('%(key)s::text')}",
+        sql.SQL(
+            "DELETE FROM embedline.rollup WHERE bucket = {bucket} AND model_version IN"
+            " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)"
+        ).format(bucket=_bucket("%(key)s::text")),
         ids,
     )
     store.execute(
-        f"UPDATE embedline.rollup_day SET digest = -1 WHERE {of_use_case}", ids
+        "UPDATE embedline.rollup_day SET digest = -1 WHERE model_version IN"
+        " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)",
+        ids,
     )
 
 
 Digest = tuple[int, int]
 
 
-def _bucket(key: LiteralString) -> LiteralString:
-    return f"abs(hashtextextended({key}, 0) %% %(buckets)s)"
+def _bucket(key: LiteralString) -> sql.Composed:
+    return sql.SQL("abs(hashtextextended({}, 0) %% %(buckets)s)").format(sql.SQL(key))
 
 
 def _digests(store: Connection, version: ModelVersion) -> dict[date, Digest]:
@@ -172,11 +172,11 @@ def _sum_up(store: Connection, version: ModelVersion, days: Sequence[date]) -> N
             " bucket, rows, centroid, square)"
             " SELECT %(version)s, d.day, coalesce(r.environment, ''),"
             "  coalesce(p.prediction, ''),"
-            f"  {_bucket('v.key')}, count(*),"
+            "  {bucket}, count(*),"
             "  {pgvector}.avg(v.embedding::{pgvector}.vector),"
             "  avg({pgvector}.vector_norm(v.embedding::{pgvector}.vector) ^ 2)"
             "{rows} WHERE d.day = ANY (%(days)s) GROUP BY 1, 2, 3, 4, 5"
-        ).format(rows=_rows(version), pgvector=pgvector),
+        ).format(rows=_rows(version), bucket=_bucket("v.key"), pgvector=pgvector),
         {**_ids(version), "days": list(days), "buckets": BUCKETS},
     )
 
