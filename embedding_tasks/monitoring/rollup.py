@@ -11,29 +11,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection, take_time
+from embedding_tasks.errors import ConfigError
+from embedding_tasks.monitoring import rows
 from embedding_tasks.monitoring.moments import Moments
 from embedding_tasks.store.migrate import schema_of_vector
 from embedding_tasks.store.versions import ModelVersion
 
 # Enough for p-values and intervals by buckets, few enough that a day's cells are few.
 BUCKETS = 16
-
-_ROWS = sql.SQL(
-    " FROM {vectors} v"
-    " LEFT JOIN embedline.record r ON r.use_case = %(use_case)s AND r.key = v.key"
-    " LEFT JOIN embedline.prediction p ON p.use_case = %(use_case)s"
-    "  AND p.key = v.key AND p.unit = v.unit AND p.model_version = CASE WHEN"
-    "  (SELECT predicted_by_source FROM embedline.use_case WHERE id = %(use_case)s)"
-    "  THEN 0 ELSE %(version)s END"
-    " CROSS JOIN LATERAL (SELECT (coalesce(r.event_time, p.predicted_at,"
-    "  v.embedded_at) AT TIME ZONE 'UTC')::date AS day) d"
-)
+# A tag of more values is no slice but a name.
+MOST_VALUES = 200
 
 
 @dataclass(frozen=True)
@@ -45,19 +38,24 @@ class Refreshed:
     days: int
 
 
-def refresh(store: Connection, version: ModelVersion) -> Refreshed:
-    """In one transaction, and two at once follow each other. A row that is written
-    meanwhile changes the digest of its day for the next time."""
+def refresh(
+    store: Connection, version: ModelVersion, tags: Sequence[str] = ()
+) -> Refreshed:
+    """Of all rows, and for each of these tags of those that have it. In one
+    transaction, and two at once follow each other. A row that is written meanwhile
+    changes the digest of its day for the next time. Raises `ConfigError` for a tag of
+    too many values to compare one by one."""
     with store.transaction():
         take_time(store)
         _lock(store, version)
-        found, known = _digests(store, version), _known(store, version)
+        _require_few_values(store, version, tags)
+        found, known = _digests(store, version, tags), _known(store, version)
         changed = sorted(day for day in found if known.get(day) != found[day])
         gone = sorted(known.keys() - found.keys())
         _forget(store, version, [*changed, *gone])
         if changed:
             _note(store, version, {day: found[day] for day in changed})
-            _sum_up(store, version, changed)
+            _sum_up(store, version, tags, changed)
     return Refreshed(changed, gone, len(found))
 
 
@@ -77,10 +75,10 @@ def cells(
     since: date | None = None,
     until: date | None = None,
 ) -> Cells:
-    """Of the days from `since` to `until`, both included; null: all."""
-    rows = store.execute(
+    """Of all rows of the days from `since` to `until`, both included; null: all."""
+    found = store.execute(
         "SELECT class, environment, day, bucket, rows, square, centroid::real[]"
-        " FROM embedline.rollup WHERE model_version = %s"
+        " FROM embedline.rollup WHERE model_version = %s AND tag = ''"
         " AND day BETWEEN coalesce(%s::date, '-infinity')"
         "  AND coalesce(%s::date, 'infinity')"
         " ORDER BY day, environment, class, bucket",
@@ -88,15 +86,15 @@ def cells(
         binary=True,
     ).fetchall()
     labels, environments, days, buckets, counts, squares, centroids = (
-        zip(*rows, strict=True) if rows else [()] * 7
+        zip(*found, strict=True) if found else [()] * 7
     )
     names = sorted(set(labels))
     moments = Moments(
-        classes=np.searchsorted(names, labels) if rows else np.zeros(0, np.int64),
+        classes=np.searchsorted(names, labels) if found else np.zeros(0, np.int64),
         days=np.array([day.toordinal() for day in days], np.int64),
         buckets=np.array(buckets, np.int64),
         counts=np.array(counts, np.int64),
-        means=np.array(centroids, np.float64).reshape(len(rows), version.dims),
+        means=np.array(centroids, np.float64).reshape(len(found), version.dims),
         squares=np.array(squares, np.float64),
     )
     return Cells(moments, names, list(environments))
@@ -127,25 +125,45 @@ def _bucket(key: LiteralString) -> sql.Composed:
     return sql.SQL("abs(hashtextextended({}, 0) %% %(buckets)s)").format(sql.SQL(key))
 
 
-def _digests(store: Connection, version: ModelVersion) -> dict[date, Digest]:
+def _require_few_values(
+    store: Connection, version: ModelVersion, tags: Sequence[str]
+) -> None:
+    for tag in tags:
+        row = store.execute(
+            "SELECT count(DISTINCT tags ->> %s) FROM embedline.record"
+            " WHERE use_case = %s",
+            [tag, version.use_case],
+        ).fetchone()
+        assert row is not None
+        if row[0] > MOST_VALUES:
+            raise ConfigError(
+                f"monitoring.slices: the tag {tag!r} has {row[0]} values; a slice is "
+                f"one of at most {MOST_VALUES}"
+            )
+
+
+def _digests(
+    store: Connection, version: ModelVersion, tags: Sequence[str]
+) -> dict[date, Digest]:
     """Of each day: how many vectors, and what they depend on."""
-    rows = store.execute(
+    found = store.execute(
         sql.SQL(
             "SELECT d.day, count(*), sum(hashtextextended(ROW(v.key, v.unit,"
-            " v.input_hash, v.embedded_at, r.environment, p.prediction)::text, 0))"
-            "{rows} GROUP BY d.day"
-        ).format(rows=_rows(version)),
-        _ids(version),
+            " v.input_hash, v.embedded_at, r.environment, p.prediction,"
+            " (SELECT array_agg((t, r.tags ->> t)) FROM unnest(%(tags)s::text[]) t)"
+            " )::text, 0)){rows} GROUP BY d.day"
+        ).format(rows=rows.joined(version)),
+        {**rows.ids(version), "tags": list(tags)},
     )
-    return {day: (count, int(digest)) for day, count, digest in rows}
+    return {day: (count, int(digest)) for day, count, digest in found}
 
 
 def _known(store: Connection, version: ModelVersion) -> dict[date, Digest]:
-    rows = store.execute(
+    found = store.execute(
         "SELECT day, rows, digest FROM embedline.rollup_day WHERE model_version = %s",
         [version.id],
     )
-    return {day: (count, int(digest)) for day, count, digest in rows}
+    return {day: (count, int(digest)) for day, count, digest in found}
 
 
 def _forget(store: Connection, version: ModelVersion, days: Sequence[date]) -> None:
@@ -163,30 +181,33 @@ def _note(store: Connection, version: ModelVersion, days: dict[date, Digest]) ->
     )
 
 
-def _sum_up(store: Connection, version: ModelVersion, days: Sequence[date]) -> None:
+def _sum_up(
+    store: Connection, version: ModelVersion, tags: Sequence[str], days: Sequence[date]
+) -> None:
     """avg of vectors adds up in double precision; sum does not."""
     pgvector = sql.Identifier(schema_of_vector(store))
     store.execute(
         sql.SQL(
-            "INSERT INTO embedline.rollup (model_version, day, environment, class,"
-            " bucket, rows, centroid, square)"
-            " SELECT %(version)s, d.day, coalesce(r.environment, ''),"
-            "  coalesce(p.prediction, ''),"
-            "  {bucket}, count(*),"
+            "INSERT INTO embedline.rollup (model_version, day, environment, tag, value,"
+            " class, bucket, rows, centroid, square)"
+            " SELECT %(version)s, d.day, coalesce(r.environment, ''), s.tag, s.value,"
+            "  coalesce(p.prediction, ''), {bucket}, count(*),"
             "  {pgvector}.avg(v.embedding::{pgvector}.vector),"
             "  avg({pgvector}.vector_norm(v.embedding::{pgvector}.vector) ^ 2)"
-            "{rows} WHERE d.day = ANY (%(days)s) GROUP BY 1, 2, 3, 4, 5"
-        ).format(rows=_rows(version), bucket=_bucket("v.key"), pgvector=pgvector),
-        {**_ids(version), "days": list(days), "buckets": BUCKETS},
+            "{rows}{slices} WHERE d.day = ANY (%(days)s) GROUP BY 1, 2, 3, 4, 5, 6, 7"
+        ).format(
+            rows=rows.joined(version),
+            slices=rows.SLICES,
+            bucket=_bucket("v.key"),
+            pgvector=pgvector,
+        ),
+        {
+            **rows.ids(version),
+            "tags": list(tags),
+            "days": list(days),
+            "buckets": BUCKETS,
+        },
     )
-
-
-def _rows(version: ModelVersion) -> sql.Composed:
-    return _ROWS.format(vectors=version.table)
-
-
-def _ids(version: ModelVersion) -> dict[str, Any]:
-    return {"use_case": version.use_case, "version": version.id}
 
 
 def _lock(store: Connection, version: ModelVersion) -> None:

@@ -23,21 +23,141 @@ CREATE TABLE embedline.rollup (
     model_version int NOT NULL,
     day           date NOT NULL,
     environment   text COLLATE "C" NOT NULL,
+    tag           text COLLATE "C" NOT NULL,
+    value         text COLLATE "C" NOT NULL,
     class         text COLLATE "C" NOT NULL,
     bucket        smallint NOT NULL,
     rows          bigint NOT NULL,
     centroid      pgvector.vector NOT NULL,
     square        float8 NOT NULL,
-    PRIMARY KEY (model_version, day, environment, class, bucket),
+    PRIMARY KEY (model_version, tag, value, day, environment, class, bucket),
     FOREIGN KEY (model_version, day) REFERENCES embedline.rollup_day ON DELETE CASCADE
 );
 COMMENT ON TABLE embedline.rollup IS
-    'sums of vectors; those of several rows are put together as sum(rows * centroid) / sum(rows)';
+    'sums of vectors; those of several rows of one tag are put together as sum(rows * centroid) / sum(rows)';
 COMMENT ON COLUMN embedline.rollup.model_version IS 'whose vectors they are';
 COMMENT ON COLUMN embedline.rollup.day IS 'as of embedline.rollup_day';
 COMMENT ON COLUMN embedline.rollup.environment IS 'of the record; empty: it has none';
+COMMENT ON COLUMN embedline.rollup.tag IS 'empty: all records; else those that have this tag';
+COMMENT ON COLUMN embedline.rollup.value IS 'of the tag';
 COMMENT ON COLUMN embedline.rollup.class IS 'predicted; empty: nothing was';
 COMMENT ON COLUMN embedline.rollup.bucket IS 'of the record''s key, by hash: what tells chance from drift';
 COMMENT ON COLUMN embedline.rollup.rows IS 'vectors';
 COMMENT ON COLUMN embedline.rollup.centroid IS 'mean of the vectors';
 COMMENT ON COLUMN embedline.rollup.square IS 'mean of their squared norms';
+
+CREATE TABLE embedline.baseline (
+    id            int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model_version int NOT NULL REFERENCES embedline.model_version,
+    definition    jsonb NOT NULL,
+    fingerprint   text NOT NULL,
+    rows          bigint NOT NULL,
+    days          int NOT NULL,
+    frozen_at     timestamptz NOT NULL DEFAULT now(),
+    superseded_at timestamptz
+);
+CREATE UNIQUE INDEX baseline_in_force ON embedline.baseline (model_version)
+    WHERE superseded_at IS NULL;
+COMMENT ON TABLE embedline.baseline IS
+    'what a model version is compared with: the records of an environment or of some days, as they were when it was frozen';
+COMMENT ON COLUMN embedline.baseline.id IS 'its number';
+COMMENT ON COLUMN embedline.baseline.model_version IS 'whose vectors they are';
+COMMENT ON COLUMN embedline.baseline.definition IS
+    'which records: `environment`, `since` and `until` (days, the last one included), and the tags it is sliced by';
+COMMENT ON COLUMN embedline.baseline.fingerprint IS 'sha256 over the recipe of the vectors, the definition and all cells';
+COMMENT ON COLUMN embedline.baseline.rows IS 'vectors';
+COMMENT ON COLUMN embedline.baseline.days IS 'on which there are any';
+COMMENT ON COLUMN embedline.baseline.frozen_at IS 'later changes of its records do not change it';
+COMMENT ON COLUMN embedline.baseline.superseded_at IS 'another took its place; null: it is in force';
+
+CREATE TABLE embedline.baseline_cell (
+    baseline      int NOT NULL REFERENCES embedline.baseline ON DELETE CASCADE,
+    tag           text COLLATE "C" NOT NULL,
+    value         text COLLATE "C" NOT NULL,
+    day           date NOT NULL,
+    class         text COLLATE "C" NOT NULL,
+    bucket        smallint NOT NULL,
+    rows          bigint NOT NULL,
+    centroid      pgvector.vector NOT NULL,
+    square        float8 NOT NULL,
+    PRIMARY KEY (baseline, tag, value, day, class, bucket)
+);
+COMMENT ON TABLE embedline.baseline_cell IS 'a copy of the rows of embedline.rollup that a baseline was frozen of';
+COMMENT ON COLUMN embedline.baseline_cell.baseline IS 'baseline.id';
+COMMENT ON COLUMN embedline.baseline_cell.tag IS 'as in rollup';
+COMMENT ON COLUMN embedline.baseline_cell.value IS 'as in rollup';
+COMMENT ON COLUMN embedline.baseline_cell.day IS 'as in rollup';
+COMMENT ON COLUMN embedline.baseline_cell.class IS 'as in rollup';
+COMMENT ON COLUMN embedline.baseline_cell.bucket IS 'as in rollup';
+COMMENT ON COLUMN embedline.baseline_cell.rows IS 'vectors';
+COMMENT ON COLUMN embedline.baseline_cell.centroid IS 'mean of the vectors';
+COMMENT ON COLUMN embedline.baseline_cell.square IS 'mean of their squared norms';
+
+CREATE TABLE embedline.measurement (
+    model_version int NOT NULL REFERENCES embedline.model_version,
+    metric        text COLLATE "C" NOT NULL,
+    slice         text COLLATE "C" NOT NULL DEFAULT '',
+    since         date NOT NULL,
+    until         date NOT NULL,
+    baseline      int REFERENCES embedline.baseline ON DELETE SET NULL,
+    rows          bigint NOT NULL,
+    state         text NOT NULL CHECK (state IN ('no data', 'too few', 'usual', 'beyond')),
+    value         float8,
+    low           float8,
+    high          float8,
+    p_value       float8,
+    adjusted      float8,
+    noise         float8,
+    detail        jsonb NOT NULL DEFAULT '{}',
+    measured_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_version, metric, slice, until)
+);
+COMMENT ON TABLE embedline.measurement IS 'what monitoring found: one row per metric, slice and window of days';
+COMMENT ON COLUMN embedline.measurement.model_version IS 'whose vectors and predictions they are';
+COMMENT ON COLUMN embedline.measurement.metric IS 'such as centroid, mix, novelty, accuracy; docs/monitoring.md has them all';
+COMMENT ON COLUMN embedline.measurement.slice IS 'tag=value, or prediction=class; empty: all records';
+COMMENT ON COLUMN embedline.measurement.since IS 'the window''s first day, UTC';
+COMMENT ON COLUMN embedline.measurement.until IS 'the window''s last day, included';
+COMMENT ON COLUMN embedline.measurement.baseline IS 'baseline.id of what it was compared with; null: with nothing';
+COMMENT ON COLUMN embedline.measurement.rows IS 'it was measured on';
+COMMENT ON COLUMN embedline.measurement.state IS
+    'beyond: larger than its least effect, than chance and than the baseline''s own days; too few: rows to tell';
+COMMENT ON COLUMN embedline.measurement.value IS 'the size of the effect, or the metric itself; null: not to be had';
+COMMENT ON COLUMN embedline.measurement.low IS 'end of its 95 % interval';
+COMMENT ON COLUMN embedline.measurement.high IS 'end of its 95 % interval';
+COMMENT ON COLUMN embedline.measurement.p_value IS 'of the hypothesis that nothing has changed; null: the metric has none';
+COMMENT ON COLUMN embedline.measurement.adjusted IS
+    'p_value corrected for all metrics and slices that were looked at for the same window';
+COMMENT ON COLUMN embedline.measurement.noise IS 'the largest value among the baseline''s own windows; null: it has too few';
+COMMENT ON COLUMN embedline.measurement.detail IS 'what drifted: by class, by value, by cluster';
+COMMENT ON COLUMN embedline.measurement.measured_at IS 'when';
+
+CREATE TABLE embedline.alarm (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model_version int NOT NULL REFERENCES embedline.model_version,
+    metric        text COLLATE "C" NOT NULL,
+    slice         text COLLATE "C" NOT NULL,
+    since         date NOT NULL,
+    raised        date NOT NULL,
+    last_seen     date NOT NULL,
+    cleared       date,
+    told_at       timestamptz,
+    acknowledged_at timestamptz,
+    acknowledged_by text,
+    remark        text,
+    UNIQUE (model_version, metric, slice, raised)
+);
+COMMENT ON TABLE embedline.alarm IS
+    'a metric that was beyond the usual in two of three windows; follows from embedline.measurement, but for who was told and who acknowledged';
+COMMENT ON COLUMN embedline.alarm.id IS 'what `embedline monitor --acknowledge` takes';
+COMMENT ON COLUMN embedline.alarm.model_version IS 'as in measurement';
+COMMENT ON COLUMN embedline.alarm.metric IS 'as in measurement';
+COMMENT ON COLUMN embedline.alarm.slice IS 'as in measurement';
+COMMENT ON COLUMN embedline.alarm.since IS 'the first day of the first window that was beyond';
+COMMENT ON COLUMN embedline.alarm.raised IS 'the last day of the window that made it an alarm';
+COMMENT ON COLUMN embedline.alarm.last_seen IS 'the last day of the latest window that was beyond';
+COMMENT ON COLUMN embedline.alarm.cleared IS 'the last day of the window that ended it; null: it is on';
+COMMENT ON COLUMN embedline.alarm.told_at IS 'when its notice was sent; null: not yet';
+COMMENT ON COLUMN embedline.alarm.acknowledged_at IS 'when somebody took it on';
+COMMENT ON COLUMN embedline.alarm.acknowledged_by IS 'who';
+COMMENT ON COLUMN embedline.alarm.remark IS 'what they said';
