@@ -10,7 +10,7 @@ import pytest
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import results, telling, watch
+from embedding_tasks.monitoring import results, stages, telling, watch
 from embedding_tasks.monitoring.results import Alarm
 from embedding_tasks.monitoring.watch import Watched
 from embedding_tasks.use_case import UseCase
@@ -32,9 +32,7 @@ def watched(days: Days, case: UseCase | None = None, **options: Any) -> Watched:
 
 
 def alarms(days: Days, *, every: bool = True) -> list[Alarm]:
-    row = days.store.execute("SELECT id FROM embedline.use_case").fetchone()
-    assert row is not None
-    return results.alarms(days.store, row[0], every=every)
+    return results.alarms(days.store, NAME, every=every)
 
 
 def history(days: Days) -> list[Any]:
@@ -253,6 +251,29 @@ def test_the_statement_of_an_alarm_shows_its_rows(days: Days) -> None:
     assert f"since {days.day(10)}" in said
     rows = days.store.execute(said.splitlines()[-1].encode()).fetchall()
     assert len(rows) == 500
+
+
+def test_an_alarm_whose_notice_failed_is_told_again(
+    days: Days, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", store_dsn)
+    for day in (10, 11):
+        days.add(day, moved=0.5)
+    told: list[str] = []
+
+    def fail(alarm: dict[str, Any]) -> None:
+        raise OSError("no way to the mail server")
+
+    stages.measure(use_case(), nowhere)
+    with pytest.raises(OSError, match="mail server"):
+        stages.tell(use_case(), nowhere, fail)
+    assert stages.tell(use_case(), nowhere, lambda a: told.append(a["text"])) == 1
+    assert stages.tell(use_case(), nowhere, lambda a: told.append(a["text"])) == 0
+    assert told == stages.unacknowledged(use_case(), nowhere)
+
+
+def nowhere(connection: str) -> dict[str, Any]:
+    raise KeyError(connection)
 
 
 def test_a_use_case_without_monitoring_is_told_what_to_write(days: Days) -> None:

@@ -11,7 +11,6 @@ from psycopg.rows import dict_row
 from embedding_tasks.connections import Connection
 from embedding_tasks.monitoring import results, telling
 from embedding_tasks.monitoring.watch import Watched
-from embedding_tasks.store import versions
 from embedding_tasks.use_case import UseCase
 
 
@@ -42,8 +41,7 @@ def of(store: Connection, case: UseCase, watched: Sequence[Watched]) -> Report:
             f"{case.name} has no serving vectors yet; embedline run {case.name}"
         ]
         return Report(case.name, problems, [], [])
-    use_case = versions.use_case_id(store, case.name)
-    alarms = results.alarms(store, use_case)
+    alarms = results.alarms(store, case.name)
     return Report(
         case.name,
         problems,

@@ -216,18 +216,21 @@ class Alarm:
     remark: str | None
 
 
-def alarms(store: Connection, use_case: int, *, every: bool = False) -> list[Alarm]:
-    """Those that are on, or all there ever were, of the versions that live."""
+def alarms(store: Connection, use_case: str, *, every: bool = False) -> list[Alarm]:
+    """Those that are on, or all there ever were."""
     with store.cursor(row_factory=class_row(Alarm)) as cursor:
         return cursor.execute(
             "SELECT a.id, a.use_case, a.feature, a.model_version, a.metric, a.slice,"
             " a.since, a.raised, a.last_seen, a.cleared, a.value, a.low, a.high,"
             " a.adjusted, a.detail, a.told_at, a.acknowledged_at, a.acknowledged_by,"
-            " a.remark FROM embedline.monitor_alarms a"
-            " JOIN embedline.use_case u ON u.name = a.use_case"
-            " WHERE u.id = %s AND (a.cleared IS NULL OR %s) ORDER BY a.raised, a.id",
+            " a.remark FROM embedline.monitor_alarms a WHERE a.use_case = %s"
+            " AND (a.cleared IS NULL OR %s) ORDER BY a.raised, a.id",
             [use_case, every],
         ).fetchall()
+
+
+def mark_told(store: Connection, alarm: int) -> None:
+    store.execute("UPDATE embedline.alarm SET told_at = now() WHERE id = %s", [alarm])
 
 
 def acknowledge(store: Connection, alarm: int, by: str, remark: str) -> None:
