@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import results, stages, telling, watch
+from embedding_tasks.monitoring import results, rollup, stages, telling, watch
 from embedding_tasks.monitoring.results import Alarm
 from embedding_tasks.monitoring.watch import Watched
 from embedding_tasks.use_case import UseCase
@@ -185,6 +186,23 @@ def test_rows_that_come_late_do_not_move_a_frozen_baseline(days: Days) -> None:
     anew = watched(days, freeze=True)
     assert anew.baseline != first
     assert len(anew.windows) == 4
+
+
+def test_a_baseline_holds_no_sum_of_a_forgotten_record(days: Days) -> None:
+    watched(days)
+
+    def buckets() -> list[tuple[int]]:
+        return days.store.execute(
+            "SELECT DISTINCT bucket FROM embedline.baseline_cell"
+        ).fetchall()
+
+    assert len(buckets()) == rollup.BUCKETS
+    row = days.store.execute("SELECT id FROM embedline.use_case").fetchone()
+    assert row is not None
+    forgetting.forget(days.store, row[0], "k7")
+    assert len(buckets()) == rollup.BUCKETS - 1
+    watched(days)
+    assert alarms(days) == []
 
 
 def test_a_baseline_by_environment_is_not_compared_with_itself(

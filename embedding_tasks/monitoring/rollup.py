@@ -77,21 +77,29 @@ def days(
 
 
 def erase(store: Connection, use_case: int, key: str) -> None:
-    """Every sum that may hold a vector of this record: those of its bucket. All days
-    are summed up anew at the next refresh."""
+    """Every sum that may hold a vector of this record: those of its bucket, those that
+    a baseline was frozen of included. All days are summed up anew at the next
+    refresh."""
     ids = {"use_case": use_case, "key": key, "buckets": BUCKETS}
-    store.execute(
-        sql.SQL(
-            "DELETE FROM embedline.rollup WHERE bucket = {bucket} AND model_version IN"
-            " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)"
-        ).format(bucket=_bucket("%(key)s::text")),
-        ids,
-    )
-    store.execute(
+    for statement in _ERASE:
+        store.execute(statement.format(bucket=_bucket("%(key)s::text")), ids)
+
+
+_ERASE = (
+    sql.SQL(
+        "DELETE FROM embedline.rollup WHERE bucket = {bucket} AND model_version IN"
+        " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)"
+    ),
+    sql.SQL(
+        "DELETE FROM embedline.baseline_cell WHERE bucket = {bucket} AND baseline IN"
+        " (SELECT b.id FROM embedline.baseline b JOIN embedline.model_version m"
+        "  ON m.id = b.model_version WHERE m.use_case = %(use_case)s)"
+    ),
+    sql.SQL(
         "UPDATE embedline.rollup_day SET digest = -1 WHERE model_version IN"
-        " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)",
-        ids,
-    )
+        " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)"
+    ),
+)
 
 
 Digest = tuple[int, int]
