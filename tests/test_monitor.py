@@ -4,6 +4,7 @@ else; and a history is the same whenever it is made."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import results, rollup, stages, telling, watch
+from embedding_tasks.monitoring import (
+    html,
+    report,
+    results,
+    rollup,
+    stages,
+    telling,
+    watch,
+)
 from embedding_tasks.monitoring.results import Alarm
 from embedding_tasks.monitoring.watch import Watched
 from embedding_tasks.use_case import UseCase
@@ -335,3 +344,18 @@ def test_what_is_told_has_no_more_than_json_has(days: Days) -> None:
     [alarm] = alarms(days)
     assert json.loads(json.dumps(alarm.detail)) == alarm.detail
     assert alarm.use_case == NAME
+
+
+def test_the_page_has_a_chart_of_each_metric_and_what_there_is_to_say(
+    days: Days, tmp_path: Path
+) -> None:
+    for day in (10, 11):
+        days.add(day, moved=0.5)
+    case = use_case(slices=["language"])
+    found = report.of(days.store, case, watch.watch(days.store, case))
+    page = tmp_path / "report.html"
+    html.write(days.store, found, page)
+    written = page.read_text()
+    assert written.count("<svg") == 4  # two metrics, of all and of a language
+    assert "the vectors have moved by" in written
+    assert "&#x27;" in written  # what is SQL is text here

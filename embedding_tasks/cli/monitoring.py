@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,9 @@ def monitor(
     freeze: Annotated[
         bool, typer.Option("--freeze", help="take the baseline anew, of today's rows")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="write a page with charts, too")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure drift, window by window, and say what is out of the usual, and since
@@ -44,6 +48,10 @@ def monitor(
                 err.print("stopped; what was measured stays, the rest is still due")
                 raise typer.Exit(130) from None
         found = report.of(store, case, watched)
+        if html:
+            from embedding_tasks.monitoring.html import write
+
+            write(store, found, html)
     if as_json:
         terminal.print_json(asdict(found))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from psycopg.rows import dict_row
@@ -16,9 +17,11 @@ from embedding_tasks.use_case import UseCase
 
 @dataclass(frozen=True)
 class Told:
-    """An alarm, as `telling` tells it."""
+    """An alarm, as `telling` tells it. `series` is its feature, metric and slice."""
 
     id: int
+    series: tuple[str, str, str]
+    since: date
     text: str
 
 
@@ -46,7 +49,10 @@ def of(store: Connection, case: UseCase, watched: Sequence[Watched]) -> Report:
         case.name,
         problems,
         _metrics(store, case.name),
-        [Told(alarm.id, telling.tell(store, alarm)) for alarm in alarms],
+        [
+            Told(a.id, (a.feature, a.metric, a.slice), a.since, telling.tell(store, a))
+            for a in alarms
+        ],
     )
 
 

@@ -161,6 +161,14 @@ BEGIN
         WHERE NOT coalesce(has_schema_privilege(to_regrole(quote_ident(r)), 'pgvector', 'USAGE'),
                            has_schema_privilege('public', 'pgvector', 'USAGE'));
     RETURN QUERY SELECT * FROM embedline.ownership(owner);
+    -- roles that others take the place of, by another --prefix
+    RETURN QUERY SELECT format(s, r.name)
+        FROM embedline.role r JOIN pg_roles p ON p.rolname = r.name
+       CROSS JOIN unnest(ARRAY[
+           'REVOKE ALL ON ALL TABLES IN SCHEMA embedline, embeddings FROM %I',
+           'REVOKE ALL ON ALL ROUTINES IN SCHEMA embedline, embeddings FROM %I',
+           'REVOKE ALL ON SCHEMA embedline, embeddings FROM %I']) AS s
+       WHERE r.name NOT IN (owner, writer, reader);
     RETURN QUERY SELECT format(s, owner, writer, reader) FROM unnest(ARRAY[
         'REVOKE ALL ON SCHEMA embedline, embeddings FROM PUBLIC',
         'GRANT USAGE ON SCHEMA embedline, embeddings TO %2$I, %3$I',
