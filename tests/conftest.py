@@ -21,9 +21,12 @@ pytest_plugins = (
 # Beyond, the longest file is all that is waited for.
 MOST_PROCESSES = 8
 
-# before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
+    # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # the size of a terminal that readline has left in its environment
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

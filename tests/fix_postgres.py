@@ -70,13 +70,13 @@ def template(server: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def strategy(server: str) -> sql.SQL:
+def copying(server: str) -> sql.SQL:
     """The cheaper one: in memory files, on a disk the log."""
     return sql.SQL("FILE_COPY" if f"host={RAM}" in server else "WAL_LOG")
 
 
 @pytest.fixture
-def make_database(server: str, strategy: sql.SQL) -> Iterator[Callable[..., str]]:
+def make_database(server: str, copying: sql.SQL) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def make(template: str | None = None) -> str:
@@ -86,7 +86,7 @@ def make_database(server: str, strategy: sql.SQL) -> Iterator[Callable[..., str]
                 sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}").format(
                     sql.Identifier(name),
                     sql.Identifier(template or "template0"),
-                    strategy,
+                    copying,
                 )
             )
         made.append(name)

@@ -192,7 +192,8 @@ def test_without_any_configuration_the_store_is_embedded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBEDLINE_PROJECT", str(tmp_path))
-    monkeypatch.delenv("EMBEDLINE_STORE_DSN", raising=False)
+    for name in ("EMBEDLINE_HOME", "EMBEDLINE_STORE_DSN"):
+        monkeypatch.delenv(name, raising=False)
     assert "nothing has run yet" in in_a_process("status")
     assert (tmp_path / ".embedline" / "postgres" / "PG_VERSION").exists()
     assert not (tmp_path / ".embedline" / "postgres" / "postmaster.pid").exists()

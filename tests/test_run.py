@@ -106,8 +106,8 @@ DEATHS = [
 ]
 
 
-def run_and_die(point: str, number: int, when: str) -> None:
-    killed = Forked("tests.killed_run", point, str(number), when)
+def run_and_die(point: str, number: int, when: str, *options: str) -> None:
+    killed = Forked("tests.killed_run", point, str(number), when, *options)
     _, errors = killed.communicate()
     assert killed.returncode == -9, errors
 
