@@ -98,28 +98,23 @@ def _show(found: Any) -> None:
         terminal.say(told.text, markup=False)
 
 
-_COLUMNS = (
-    *("metric", "slice", "last_day", "rows", "value", "interval", "usual_to", "p"),
-    *("state", "since"),
-)
+_COLUMNS = ("metric", "last_day", "rows", "value", "usual_to", "p", "state")
 
 
 def _row(metric: Mapping[str, Any]) -> dict[str, Any]:
     """`usual_to`: what is larger is worth a look, if it is no chance."""
-    low, high = metric["low"], metric["high"]
+    low, high, since = metric["low"], metric["high"], metric["since"]
     usual = max(metric["least"] or 0, metric["noise"] or 0)
-    name = metric["metric"]
-    if metric["feature"] != use_case.ONE_FEATURE:
-        name = f"{metric['feature']}: {name}"
+    feature = metric["feature"] if metric["feature"] != use_case.ONE_FEATURE else ""
+    between = "" if low is None else f" ({_number(low)} to {_number(high)})"
     return {
-        **metric,
-        "metric": name,
-        "value": _number(metric["value"]),
-        "interval": "" if low is None else f"{_number(low)} to {_number(high)}",
+        "metric": " ".join(filter(None, (feature, metric["metric"], metric["slice"]))),
+        "last_day": str(metric["last_day"]),
+        "rows": metric["rows"],
+        "value": _number(metric["value"]) + between,
         "usual_to": _number(usual) if metric["least"] is not None else "",
         "p": _number(metric["adjusted"]),
-        "last_day": str(metric["last_day"]),
-        "since": str(metric["since"] or ""),
+        "state": metric["state"] + (f" since {since}" if since else ""),
     }
 
 
