@@ -11,7 +11,7 @@ export DEMO_ROWS ?= 4000
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test chaos parity bench bench-gpu bench-ner-memory bench-version-switch bench-sync bench-outbox \
-	bench-reading bench-store bench-index bench-fresh bench-search bench-drift \
+	bench-reading bench-store bench-index bench-fresh bench-search bench-drift bench-monitor \
 	check format airflow psql clean clean-demo
 
 help:  ## show this
@@ -78,6 +78,9 @@ bench-index: $(INSTALLED)  ## indexes of 38,158 to 300,000 vectors, built and ch
 
 bench-drift: $(INSTALLED)  ## alarms of the drift statistics with and without drift
 	@$(BIN)/python -m benchmarks.drift
+
+bench-monitor: $(INSTALLED)  ## a day of monitoring, stores of 100,000 to 1,000,000 vectors
+	@$(BIN)/python -m benchmarks.monitor_cost
 
 bench-fresh: $(INSTALLED)  ## a large re-embed, in place and into a fresh table
 	@$(BIN)/python -m benchmarks.fresh_table

@@ -183,12 +183,14 @@ def test_a_reader_asks_the_views_and_not_the_machine_room(
     ]
     for view in ("status", "class_probability", "run"):
         assert ask(reader, f"SELECT count(*) > 0 FROM embedline.{view}") == [(True,)]
+    for view in ("monitor", "monitor_history", "monitor_alarms"):
+        assert ask(reader, f"SELECT count(*) FROM embedline.{view}") == [(0,)]
     hidden = ask(
         store_dsn,
         "SELECT relname FROM pg_class WHERE relnamespace = 'embedline'::regnamespace"
         " AND relkind IN ('r', 'v') AND relname NOT IN ('status', 'index_status',"
         " 'class_probability', 'run', 'my_tenant', 'use_case', 'model_version',"
-        " 'migration')",
+        " 'migration', 'monitor', 'monitor_history', 'monitor_alarms')",
     )
     assert len(hidden) > 8
     for (table,) in hidden:

@@ -12,8 +12,6 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import cells
-from embedding_tasks.monitoring.cells import Cells
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import Monitoring
 
@@ -28,7 +26,6 @@ class Baseline:
     fingerprint: str
     rows: int
     days: int
-    cells: Cells
 
 
 def freeze(
@@ -42,12 +39,7 @@ def freeze(
         found = _in_force(store, version, definition)
         if found is None and _is_over(monitoring, today):
             found = _freeze(store, version, monitoring, definition)
-    if found is None:
-        return None
-    id_, fingerprint, rows, days = found
-    return Baseline(
-        id_, fingerprint, rows, days, cells.of_baseline(store, id_, version)
-    )
+    return None if found is None else Baseline(*found)
 
 
 def lift(store: Connection, version: ModelVersion) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring.moments import Moments
+from embedding_tasks.monitoring.moments import Floats, Moments
+from embedding_tasks.store.migrate import schema_of_vector
 from embedding_tasks.store.versions import ModelVersion
 
 ALL = ""
@@ -57,7 +58,7 @@ def of_days(
             " AND (%(environments)s::text[] = '{{}}'"
             "  OR environment = ANY (%(environments)s))"
             " AND environment <> ALL (%(without)s) {order}"
-        ).format(columns=_COLUMNS, order=_ORDER),
+        ).format(columns=_columns(store), order=_ORDER),
         {
             "version": version.id,
             "since": since,
@@ -74,17 +75,25 @@ def of_baseline(store: Connection, baseline: int, version: ModelVersion) -> Cell
     rows = store.execute(
         sql.SQL(
             "SELECT {columns} FROM embedline.baseline_cell WHERE baseline = %s {order}"
-        ).format(columns=_COLUMNS, order=_ORDER),
+        ).format(columns=_columns(store), order=_ORDER),
         [baseline],
         binary=True,
     )
     return _cells(rows, version.dims, ())
 
 
-_COLUMNS = sql.SQL(
-    "tag, value, class, day, bucket, rows, square, centroid::real[] AS centroid"
-)
 _ORDER = sql.SQL("ORDER BY tag, value, day, environment, class, bucket")
+
+
+def _columns(store: Connection) -> sql.Composed:
+    """The vector as bytes, which numpy reads a hundred times as fast as an array."""
+    return sql.SQL(
+        "tag, value, class, day, bucket, rows, square, {}.vector_send(centroid)"
+    ).format(sql.Identifier(schema_of_vector(store)))
+
+
+# Before a vector's numbers: how many there are, and two bytes that are not used.
+_HEADER = 4
 
 
 def _cells(rows: Iterable[Row], dims: int, known: Sequence[str]) -> Cells:
@@ -109,6 +118,11 @@ def _moments(cells: Sequence[Row], numbers: Mapping[str, int], dims: int) -> Mom
         days=np.array([day.toordinal() for day in days], np.int64),
         buckets=np.array(buckets, np.int64),
         counts=np.array(counts, np.int64),
-        means=np.array(centroids, np.float64).reshape(len(cells), dims),
+        means=_vectors(centroids, dims),
         squares=np.array(squares, np.float64),
     )
+
+
+def _vectors(sent: Sequence[bytes], dims: int) -> Floats:
+    raw = np.frombuffer(b"".join(v[_HEADER:] for v in sent), ">f4")
+    return raw.reshape(len(sent), dims).astype(np.float64)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ from scipy import stats
 from embedding_tasks.monitoring.moments import Floats, Moments
 
 PERMUTATIONS = 999
+# Days of a baseline are put together to so many, which bounds what a window costs.
+DAY_GROUPS = 5
 # Below, neither side has a spread of its own.
 _FEWEST = 2
 _TINY = 1e-12
@@ -66,7 +69,7 @@ def shift(
 ) -> Shift | None:
     """Of the window from the baseline, class by class. None where they have no class
     in common of which each has two vectors."""
-    strata = _strata(baseline, window)
+    strata = _strata(baseline.of_few_days(DAY_GROUPS), window)
     if not strata:
         return None
     rng = np.random.default_rng(seed)
@@ -110,10 +113,11 @@ def by_class(baseline: Moments, window: Moments) -> list[ClassShift]:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Of a class' cells in the window and in the baseline, (variants, cells)."""
+    """Of a class' cells in the window, and in both sides together, (variants, cells);
+    or one row where all variants have the same."""
 
     window: Floats
-    baseline: Floats
+    both: Floats
 
 
 @dataclass(frozen=True)
@@ -124,17 +128,17 @@ class _Stratum:
     window: Moments
     baseline: Moments
 
-    @property
+    @cached_property
     def counts(self) -> Floats:
         both = [self.window.counts, self.baseline.counts]
         counts: Floats = np.concatenate(both).astype(np.float64)
         return counts
 
-    @property
+    @cached_property
     def means(self) -> Floats:
         return np.concatenate([self.window.means, self.baseline.means])
 
-    @property
+    @cached_property
     def squares(self) -> Floats:
         return np.concatenate([self.window.squares, self.baseline.squares])
 
@@ -149,14 +153,14 @@ class _Stratum:
         own = np.concatenate([self.window.buckets, self.baseline.buckets])
         kept = own[None] != buckets[:, None]
         whole = self.observed()
-        return _Weights(whole.window * kept, whole.baseline * kept)
+        return _Weights(whole.window * kept, whole.both * kept)
 
     def _in_window(self) -> npt.NDArray[np.bool_]:
         cells = len(self.window.counts), len(self.baseline.counts)
         return np.repeat([True, False], cells)
 
     def _weights(self, in_window: npt.NDArray[np.bool_]) -> _Weights:
-        return _Weights(in_window * self.counts, ~in_window * self.counts)
+        return _Weights(in_window * self.counts, self.counts[None])
 
 
 @dataclass(frozen=True)
@@ -183,21 +187,53 @@ def _squared(
     moved: Floats | float = 0.0
     noise: Floats | float = 0.0
     for own, stratum, share in zip(weights, strata, shares, strict=True):
-        window, uncertain = _centroids(own.window, stratum)
-        baseline, as_well = _centroids(own.baseline, stratum)
-        moved = moved + share * (window - baseline)
-        noise = noise + share**2 * (uncertain + as_well)
+        window = _Sums.of(own.window, stratum)
+        baseline = _Sums.of(own.both, stratum).less(window)
+        moved = moved + share * (window.centroids - baseline.centroids)
+        noise = noise + share**2 * (window.noise + baseline.noise)
     plain: Floats = np.square(moved).sum(axis=-1)
     return _Squared(plain, np.asarray(noise))
 
 
-def _centroids(weights: Floats, stratum: _Stratum) -> tuple[Floats, Floats]:
-    """(variants, dims), and how far each is off by chance, squared (variants,)."""
-    counts = np.maximum(weights.sum(axis=1), _FEWEST)
-    centroids: Floats = weights @ stratum.means / counts[:, None]
-    squares = weights @ stratum.squares / counts
-    variances = np.maximum(squares - np.square(centroids).sum(axis=1), 0)
-    return centroids, variances / (counts - 1)
+@dataclass(frozen=True)
+class _Sums:
+    """Of one side's vectors: how many (variants,), their sum (variants, dims) and that
+    of their squared norms (variants,)."""
+
+    rows: Floats
+    vectors: Floats
+    squares: Floats
+
+    @classmethod
+    def of(cls, weights: Floats, stratum: _Stratum) -> _Sums:
+        return cls(
+            weights.sum(axis=1),
+            weights @ stratum.means,
+            weights @ stratum.squares,
+        )
+
+    def less(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.rows - other.rows,
+            self.vectors - other.vectors,
+            self.squares - other.squares,
+        )
+
+    @property
+    def _counts(self) -> Floats:
+        return np.maximum(self.rows, _FEWEST)
+
+    @property
+    def centroids(self) -> Floats:
+        centroids: Floats = self.vectors / self._counts[:, None]
+        return centroids
+
+    @property
+    def noise(self) -> Floats:
+        """How far each centroid is off by chance, squared."""
+        around = self.squares / self._counts - np.square(self.centroids).sum(axis=1)
+        noise: Floats = np.maximum(around, 0) / (self._counts - 1)
+        return noise
 
 
 def _strata(baseline: Moments, window: Moments) -> list[_Stratum]:

@@ -68,6 +68,13 @@ class Moments:
     def of_days(self, days: Sequence[int]) -> Moments:
         return self.only(np.isin(self.days, days))
 
+    def of_few_days(self, most: int) -> Moments:
+        """Neighbouring days put together, as if there had been no more than so many."""
+        days, rank = np.unique(self.days, return_inverse=True)
+        if len(days) <= most:
+            return self
+        return replace(self, days=rank * most // len(days))._merged()
+
     def without_classes(self) -> Moments:
         """As if all were of one class."""
         return replace(self, classes=np.zeros_like(self.classes))._merged()

@@ -103,11 +103,13 @@ class _Watch:
             for window, inputs in wanted.items()
             if again or known.get(window.until) != inputs
         ]
-        drift = Drift(found.cells, self.monitoring)
-        for number, (window, inputs) in enumerate(due):
-            self.tell("measuring", number, len(due))
-            self._measure_window(drift, found, window, inputs)
-        self.tell("measuring", len(due), len(due))
+        if due:
+            frozen = cells.of_baseline(self.store, found.id, self.version)
+            drift = Drift(frozen, self.monitoring)
+            for number, (window, inputs) in enumerate(due):
+                self.tell("measuring", number, len(due))
+                self._measure_window(drift, found, window, inputs)
+            self.tell("measuring", len(due), len(due))
         return [window for window, _ in due]
 
     def _measure_window(
@@ -120,7 +122,7 @@ class _Watch:
             window.until,
             environments=self.monitoring.environment,
             without=self._without(),
-            classes=found.cells.classes,
+            classes=drift.baseline.classes,
         )
         results.save(
             *(self.store, self.version, "drift", window),
