@@ -356,6 +356,41 @@ def test_a_pooler_that_lets_names_be_looked_for_where_others_may_create_is_said(
     assert "REVOKE" not in embedline("init")
 
 
+def test_another_prefix_takes_the_store_from_the_roles_that_had_it(
+    full_use_case: Project,
+    names: Names,
+    login: Login,
+    store_dsn: str,
+    embedline: Command,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full_use_case.run()
+    reader = login(store_dsn, "analyst", names.reader)
+    writer = login(store_dsn, "etl", names.writer)
+    owner = login(store_dsn, "deployer", names.owner)
+    said = embedline("init", "--roles", "--prefix", f"{prefix}_new")
+    for role in (names.owner, names.writer, names.reader):
+        assert role in said
+    count = "SELECT count(*) FROM embeddings.messages"
+    search = "SELECT embeddings.neighbors('messages', '7')"
+    for dsn in (reader, writer, owner):
+        for statement in (count, search, "SELECT FROM embedline.status"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                ask(dsn, statement)
+    new = Names.of(f"{prefix}_new")
+    assert ask(login(store_dsn, "new_analyst", new.reader), count) == [(120,)]
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", login(store_dsn, "new_etl", new.writer))
+    assert full_use_case.run()["failed"] == 0
+
+    # and they are those of whoever names none
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", store_dsn)
+    assert new.owner in embedline("init", "--roles")
+    assert ask(store_dsn, "SELECT name FROM embedline.role WHERE kind = 'owner'") == [
+        (new.owner,)
+    ]
+
+
 def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(
     project: Project, embedline: Command, prefix: str, store: Connection
 ) -> None:
@@ -370,30 +405,6 @@ def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(
     for statement in said.strip().split(";\n"):
         store.execute(statement.rstrip(";").encode())
     assert roles.statements(store, Names.of(prefix))[0].startswith("REVOKE ALL")
-
-
-def test_roles_of_another_prefix_take_the_rights_of_the_first(
-    project: Project,
-    embedline: Command,
-    prefix: str,
-    store_dsn: str,
-    login: Callable[..., str],
-) -> None:
-    kinds = ("owner", "writer", "reader")
-    embedline("init", "--roles", "--prefix", prefix)
-    first = {
-        kind: login(store_dsn, f"first_{kind}", f"{prefix}_{kind}") for kind in kinds
-    }
-    assert ask(first["reader"], "SELECT count(*) FROM embedline.status")
-    embedline("init", "--roles", "--prefix", f"{prefix}_new")
-    for kind in kinds:
-        for schema in ("embedline", "embeddings"):
-            may = "SELECT has_schema_privilege(%s, %s, 'USAGE')"
-            assert ask(store_dsn, may, f"{prefix}_{kind}", schema) == [(False,)]
-            now = ask(store_dsn, may, f"{prefix}_new_{kind}", schema)
-            assert now == [(True,)]
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            ask(first[kind], "SELECT count(*) FROM embedline.status")
 
 
 def test_who_may_make_no_roles_is_given_the_sql_for_who_may(

@@ -13,8 +13,9 @@ import pytest
 from psycopg import sql
 
 from embedding_tasks import search
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import SearchError
+from tests import search_store
 from tests.fix_cli import Command
 from tests.fix_project import Project
 
@@ -133,6 +134,46 @@ def test_an_index_is_used_where_there_is_one_and_k_rows_come_back(
     assert store.execute(used).fetchone() == (3,)
     # the functions' settings are their own affair
     assert store.execute("SHOW hnsw.iterative_scan").fetchone() == ("off",)
+
+
+def has_statement(store: Connection, table: str) -> bool:
+    row = store.execute(
+        "SELECT prosrc FROM pg_proc WHERE oid = 'embedline.scan_serving'::regproc"
+    ).fetchone()
+    assert row is not None
+    return f"FROM embedline.{table} " in row[0]
+
+
+def test_each_serving_version_has_a_statement_that_is_planned_once(
+    filled: Project, store: Connection
+) -> None:
+    filled.use_case(pooling="max")
+    assert has_statement(store, "vector_messages_v1")
+    filled.run()
+    assert not has_statement(store, "vector_messages_v1")
+    assert has_statement(store, "vector_messages_v2")
+
+
+def test_a_version_without_a_statement_of_its_own_is_searched_all_the_same(
+    store: Connection, store_dsn: str
+) -> None:
+    with connect(store_dsn, role="store") as other, other.transaction():
+        other.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended("
+            " 'embedline.scan_serving', 0))"
+        )
+        made = search_store.make(store)
+        assert not has_statement(store, made.table)
+    query = made.of("k7")
+    question = "nearest('things', %s::vector, 5)"
+    assert search_store.keys(search_store.ask(store, question, query)) == made.nearest(
+        query, 5
+    )
+    store.execute("SELECT embedline.refresh_views(id, false) FROM embedline.use_case")
+    assert has_statement(store, made.table)
+    assert search_store.keys(search_store.ask(store, question, query)) == made.nearest(
+        query, 5
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,16 @@ def of_store(store: Connection, names: Names, *, dry_run: bool) -> None:
         if dry_run:
             migrate.apply(store)
             store.execute("SET LOCAL ROLE NONE")
+        former = roles.remembered(store)
         script = roles.statements(store, names)
     _run(store, script, "store", dry_run=dry_run)
     if dry_run:
         return
+    if former is not None and former != names:
+        terminal.say(
+            f"roles {former.owner}, {former.writer}, {former.reader}: they have no "
+            "rights on the store any more"
+        )
     terminal.say(
         f"roles {names.owner}, {names.writer}, {names.reader}: grant them to logins"
     )

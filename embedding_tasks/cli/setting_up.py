@@ -29,7 +29,13 @@ def init(
             "--roles", help="make roles for owner, writer, reader and source reader"
         ),
     ] = False,
-    prefix: Annotated[str, typer.Option(help="of the roles' names")] = DEFAULT_PREFIX,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="of the roles' names: another takes the store from those that have it",
+            show_default=f"theirs, or {DEFAULT_PREFIX}",
+        ),
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +53,7 @@ def init(
 
     if (source or dry_run) and not roles:
         raise ConfigError("--source and --dry-run belong to --roles")
-    names = Names.of(prefix)
+    named = None if prefix is None else Names.of(prefix)
     conninfo = connection.conninfo()
     with connection.reach(conninfo) as store:
         if not dry_run:
@@ -58,6 +64,7 @@ def init(
             terminal.say(f"the store ({describe(conninfo)}) is up to date")
             if danger := store_roles.danger(store):
                 terminal.warn(danger)
+        names = named or store_roles.remembered(store) or Names.of(DEFAULT_PREFIX)
         if roles:
             making_roles.of_store(store, names, dry_run=dry_run)
     if source:

@@ -41,8 +41,20 @@ class Names:
         return cls(*(f"{prefix}_{kind}" for kind in kinds))
 
 
+def remembered(store: Connection) -> Names | None:
+    """Those the store has, or had where it was restored from."""
+    row = store.execute("SELECT to_regclass('embedline.role') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return None
+    row = store.execute(
+        "SELECT name FROM embedline.role WHERE kind = 'owner'"
+    ).fetchone()
+    return Names.of(row[0].removesuffix("_owner")) if row else None
+
+
 def statements(store: Connection, names: Names) -> list[str]:
-    """Those that give each role its rights. Safe to repeat."""
+    """Those that give each role its rights, and take theirs from roles of another
+    prefix. Safe to repeat."""
     rows = store.execute(
         "SELECT embedline.rights(%s, %s, %s)",
         [names.owner, names.writer, names.reader],

@@ -7,38 +7,34 @@ RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE current_setting('role') WHEN 'none' THEN session_user::text ELSE current_setting('role') END;
 
--- Returns the version, where who asks may read it. More that a reader may not see, some of
--- the records, is left out by embedline.selection.
-CREATE OR REPLACE FUNCTION embedline.require_reader(version embedline.model_version)
-RETURNS embedline.model_version
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    name text := embedline.view_name(version);
-BEGIN
-    IF NOT coalesce(has_table_privilege(
-        embedline.reader(), to_regclass(format('embeddings.%I', name)), 'SELECT'), false)
-    THEN
-        RAISE EXCEPTION 'permission denied for view embeddings.%', quote_ident(name)
-            USING ERRCODE = 'insufficient_privilege',
-                  HINT = format('as the store''s owner: GRANT SELECT ON embeddings.%I TO %I',
-                                name, embedline.reader());
-    END IF;
-    RETURN version;
-END
-$$;
-
--- The model version that a question is asked of. All questions begin here.
+-- The model version that a question is asked of, where who asks may read it. All questions
+-- begin here. More that a reader may not see, some of the records, is left out by
+-- embedline.selection.
 CREATE OR REPLACE FUNCTION embedline.asked(use_case text, feature text, model_version int DEFAULT NULL)
 RETURNS embedline.model_version
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    version embedline.model_version := embedline.require_reader(embedline.active_version(use_case, feature));
+    version embedline.model_version;
+    view    text;
 BEGIN
-    IF model_version <> version.version THEN
+    SELECT m.* INTO version
+      FROM embedline.use_case u JOIN embedline.model_version m ON m.use_case = u.id
+     WHERE u.name = asked.use_case AND m.state = 'active'
+       AND m.feature = coalesce(asked.feature, u.features[1]);
+    IF version.id IS NULL THEN
+        PERFORM embedline.refuse_name(use_case, feature);
+    END IF;
+    view := embedline.view_of(use_case, version.feature);
+    IF NOT coalesce(has_table_privilege(
+        embedline.reader(), to_regclass('embeddings.' || quote_ident(view)), 'SELECT'), false)
+    THEN
+        RAISE EXCEPTION 'permission denied for view embeddings.%', quote_ident(view)
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = format('as the store''s owner: GRANT SELECT ON embeddings.%I TO %I',
+                                view, embedline.reader());
+    ELSIF model_version <> version.version THEN
         RAISE EXCEPTION 'the query is a vector of model version %, but version % serves % now',
             model_version, version.version, quote_literal(use_case)
             USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -49,27 +45,19 @@ BEGIN
 END
 $$;
 
--- The active model version of a use case and feature (null: its first one), or an
--- error that lists those there are.
-CREATE OR REPLACE FUNCTION embedline.active_version(use_case text, feature text)
-RETURNS embedline.model_version
+-- Of a use case or a feature (null: its first one) that nothing serves; lists those there
+-- are.
+CREATE OR REPLACE FUNCTION embedline.refuse_name(use_case text, feature text)
+RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found embedline.model_version;
-    valid text;
+    valid text := (
+        SELECT string_agg(m.feature, ', ' ORDER BY m.feature)
+          FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case
+         WHERE u.name = refuse_name.use_case AND m.state = 'active');
 BEGIN
-    SELECT m.* INTO found
-      FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case
-     WHERE u.name = active_version.use_case AND m.state = 'active'
-       AND m.feature = coalesce(active_version.feature, u.features[1]);
-    IF found.id IS NOT NULL THEN
-        RETURN found;
-    END IF;
-    SELECT string_agg(m.feature, ', ' ORDER BY m.feature) INTO valid
-      FROM embedline.model_version m JOIN embedline.use_case u ON u.id = m.use_case
-     WHERE u.name = active_version.use_case AND m.state = 'active';
     IF valid IS NOT NULL THEN
         RAISE EXCEPTION 'use case % has no feature %', quote_literal(use_case), quote_nullable(feature)
             USING ERRCODE = 'undefined_object', HINT = 'valid: ' || valid;

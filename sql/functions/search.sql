@@ -145,7 +145,12 @@ BEGIN
         PERFORM set_config('hnsw.ef_search', ef_search::text, true);
     END IF;
     IF selection IS NULL AND k IS NOT NULL THEN
-        found := embedline.scan(version, query, k, NULL, false);
+        IF k <= 1000 THEN  -- of more, a plan for this k may sort them faster
+            found := embedline.scan_serving(version.id, query, k);
+        END IF;
+        IF found.keys IS NULL THEN
+            found := embedline.scan(version, query, k, NULL, false);
+        END IF;
     ELSE
         choice := embedline.choose(version, k, filter, ef_search);
         IF choice.exact THEN
@@ -212,9 +217,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    predictor int := embedline.predictor(version);
-    labelled  boolean;
-    seen      text;
+    seen text;
 BEGIN
     IF version.unit IN ('word', 'entity') THEN
         seen := embedline.view_name(version);
@@ -228,24 +231,25 @@ BEGIN
                      format('TABLE embeddings.%I', seen))) USING found.keys, found.units, found.distances;
         RETURN;
     END IF;
-    labelled := (SELECT u.labelled_unit = 'record' FROM embedline.use_case u WHERE u.id = version.use_case);
     RETURN QUERY
         SELECT n.key, n.unit, n.distance, p.prediction, p.score, l.label, i.data, r.event_time, NULL::text
-          FROM unnest(found.keys, found.units, found.distances)
-               n (key, unit, distance)
+          FROM embedline.use_case u
+         CROSS JOIN unnest(found.keys, found.units, found.distances) n (key, unit, distance)
           LEFT JOIN LATERAL (
                SELECT * FROM embedline.record r
-                WHERE r.use_case = version.use_case AND r.key = n.key LIMIT 1) r ON true
+                WHERE r.use_case = u.id AND r.key = n.key LIMIT 1) r ON true
           LEFT JOIN LATERAL (
                SELECT * FROM embedline.input i
                 WHERE i.model_version = version.id AND i.key = n.key LIMIT 1) i ON true
           LEFT JOIN LATERAL (
                SELECT * FROM embedline.prediction p
-                WHERE p.use_case = version.use_case AND p.key = n.key AND p.unit = n.unit
-                  AND p.model_version = predictor LIMIT 1) p ON true
+                WHERE p.use_case = u.id AND p.key = n.key AND p.unit = n.unit
+                  AND p.model_version = CASE WHEN u.predicted_by_source THEN 0 ELSE version.id END LIMIT 1) p ON true
           LEFT JOIN LATERAL (
                SELECT * FROM embedline.label l
-                WHERE labelled AND l.use_case = version.use_case AND l.key = n.key AND l.unit = 0 LIMIT 1) l ON true
+                WHERE l.use_case = u.id AND l.key = n.key AND l.unit = 0 AND u.labelled_unit = 'record'
+                LIMIT 1) l ON true
+         WHERE u.id = version.use_case
          ORDER BY n.distance, n.key, n.unit;
 END
 $$;

@@ -108,13 +108,18 @@ AS $$
 $$;
 
 -- The view's name of a feature: the use case's own where it has but one.
+CREATE OR REPLACE FUNCTION embedline.view_of(use_case text, feature text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN use_case || CASE feature WHEN 'embedding' THEN '' ELSE '__' || feature END;
+
 CREATE OR REPLACE FUNCTION embedline.view_name(version embedline.model_version)
 RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (SELECT u.name || CASE version.feature WHEN 'embedding' THEN '' ELSE '__' || version.feature END
+    RETURN (SELECT embedline.view_of(u.name, version.feature)
               FROM embedline.use_case u WHERE u.id = version.use_case);
 END
 $$;
@@ -163,6 +168,7 @@ BEGIN
     LOOP
         EXECUTE format('DROP VIEW IF EXISTS embeddings.%I', stale);
     END LOOP;
+    PERFORM embedline.renew_scan_serving();
 END
 $$;
 
