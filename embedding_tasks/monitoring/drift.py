@@ -47,7 +47,7 @@ class Drift:
     def _of_slice(
         self, name: str, rows: Moments, window: Window, found: Cells
     ) -> Iterator[Measured]:
-        before = self._baseline[name]
+        before = self._compared[name]
         if len(rows) < self.monitoring.least_rows:
             yield Measured("centroid", name, window, len(rows))
             yield Measured("mix", name, window, len(rows))
@@ -112,6 +112,11 @@ class Drift:
         slices = _with_classes(self.baseline, self.monitoring)
         least = self.monitoring.least_rows
         return {n: rows for n, rows in slices.items() if n == ALL or len(rows) >= least}
+
+    @cached_property
+    def _compared(self) -> Mapping[str, Moments]:
+        few = centroid.DAY_GROUPS
+        return {name: rows.of_few_days(few) for name, rows in self._baseline.items()}
 
     @cached_property
     def _noise(self) -> Mapping[str, Noise]:

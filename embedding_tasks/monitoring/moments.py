@@ -81,12 +81,15 @@ class Moments:
 
     def _merged(self) -> Moments:
         """Cells of one class, day and bucket become one."""
+        if not len(self.counts):
+            return self
         named = np.stack([self.classes, self.days, self.buckets], axis=1)
         cells, cell = np.unique(named, axis=0, return_inverse=True)
-        counts = np.zeros(len(cells), np.int64)
-        np.add.at(counts, cell, self.counts)
-        means = np.zeros((len(cells), self.means.shape[1]))
-        np.add.at(means, cell, self.means * self.counts[:, None])
+        order = np.argsort(cell, kind="stable")
+        starts = np.searchsorted(cell[order], np.arange(len(cells)))
+        counts = np.add.reduceat(self.counts[order], starts)
+        sums = (self.means * self.counts[:, None])[order]
+        means = np.add.reduceat(sums, starts, axis=0)
         squares = np.bincount(cell, self.squares * self.counts, len(cells))
         classes, days, buckets = cells.T
         return Moments(
