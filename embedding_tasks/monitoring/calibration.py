@@ -34,23 +34,23 @@ class Calibrator:
     does."""
 
     def __init__(self, baseline: Outcomes) -> None:
-        known = baseline.labelled.scored.merged()
-        scores, rows = known.scores / known.rows, known.rows.astype(np.float64)
+        known = baseline.labelled.scored
+        rows, scores = _by_bin(known)
+        right = np.bincount(known.bins, known.rows * known.is_right, BINS)
+        self._known, some = rows, rows > 0
         self._model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-        self._model.fit(scores, known.is_right.astype(float), sample_weight=rows)
-        self._known = np.bincount(known.bins, rows, BINS)
+        self._model.fit(
+            scores[some], right[some] / rows[some], sample_weight=rows[some]
+        )
 
     def accuracy(self, outcomes: Outcomes) -> Figure:
         """Of scored outcomes, their labels unseen. The error is of the rows there are
         and of those it was fitted on."""
-        rows = outcomes.rows.astype(np.float64)
-        right = self._model.predict(outcomes.scores / rows)
-        shares = rows / rows.sum()
-        spread = right * (1 - right)
+        rows, scores = _by_bin(outcomes)
+        right = np.where(rows > 0, self._model.predict(scores), 0)
+        shares, spread = rows / rows.sum(), right * (1 - right)
         own = float(shares @ spread) / rows.sum()
-        by_bin = np.bincount(outcomes.bins, shares, BINS)
-        spreads = np.bincount(outcomes.bins, shares * spread, BINS)
-        fitted = float((by_bin * spreads / np.maximum(self._known, 1)).sum())
+        fitted = float((shares**2 * spread / np.maximum(self._known, 1)).sum())
         return of_error(float(shares @ right), float(np.sqrt(own + fitted)))
 
     def residual(self, labelled: Outcomes) -> Figure:
@@ -60,3 +60,10 @@ class Calibrator:
         expected = self.accuracy(labelled)
         realised = float(labelled.rows @ labelled.is_right) / len(labelled)
         return of_error(expected.value - realised, expected.error)
+
+
+def _by_bin(outcomes: Outcomes) -> tuple[Floats, Floats]:
+    """How many rows (bins,), and their mean score."""
+    rows = np.bincount(outcomes.bins, outcomes.rows, BINS)
+    scores = np.bincount(outcomes.bins, outcomes.scores, BINS)
+    return rows, scores / np.maximum(rows, 1)

@@ -39,3 +39,10 @@ def wilson(count: int, rows: int) -> tuple[float, float]:
     """The interval of a share."""
     interval = stats.binomtest(count, rows).proportion_ci(_CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def p_value(difference: float, error: float) -> float:
+    """That it is none, of a normal error, two-sided."""
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(difference) / error))

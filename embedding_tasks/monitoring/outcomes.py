@@ -149,7 +149,7 @@ def read(
             "SELECT tag, value, day, class, label, bin, rows, score, losses, loss,"
             " loss_square, lag FROM embedline.outcome WHERE model_version = %(version)s"
             "{selected} ORDER BY day, tag, value, environment, class, label, bin"
-        ).format(selected=_SELECTED),
+        ).format(selected=CELLS),
         {**selection.parameters, "version": version.id},
         binary=True,
     )
@@ -186,7 +186,7 @@ def _outcomes(cells: Sequence[tuple[Any, ...]]) -> Outcomes:
     )
 
 
-_SELECTED = SELECTED.format(day=sql.SQL("day"), environment=sql.SQL("environment"))
+CELLS = SELECTED.format(day=sql.SQL("day"), environment=sql.SQL("environment"))
 
 PREDICTED = sql.SQL(
     " FROM embedline.prediction p"

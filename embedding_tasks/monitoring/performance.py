@@ -20,15 +20,13 @@ from scipy import stats
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.monitoring import outcomes, ranking, usual
-from embedding_tasks.monitoring.figure import Figure, wilson
+from embedding_tasks.monitoring.figure import Figure, p_value, wilson
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
 from embedding_tasks.monitoring.outcomes import ALL, Outcomes, Selection
 from embedding_tasks.monitoring.scores import Scores
-from embedding_tasks.monitoring.usual import GOOD, Usual
+from embedding_tasks.monitoring.usual import GOOD, MATURE, Usual
 from embedding_tasks.store.versions import ModelVersion
 
-# From this share of labels on, those that lack are too few to matter.
-MATURE = 0.9
 _MOST_CELLS = 50
 _BY_PREDICTION = "prediction="
 # Meaningless where all rows are of one predicted class.
@@ -102,17 +100,17 @@ class Performance:
         ):
             return {}
         wont = before.figures[metric]
-        p_value = (
+        sure = (
             _of_two_proportions(before.scores, scores)
             if metric == "accuracy"
-            else _p_value(figure.value - wont.value, np.hypot(figure.error, wont.error))
+            else p_value(figure.value - wont.value, np.hypot(figure.error, wont.error))
         )
         if metric not in GOOD or not (
             scores.coverage >= MATURE or metric == "corrected_accuracy"
         ):
-            return {"p_value": p_value}
+            return {"p_value": sure}
         return {
-            "p_value": p_value,
+            "p_value": sure,
             "excess": usual.excess(metric, wont.value, figure.value),
             "least": self.settings.least,
             "noise": before.noise.get(metric),
@@ -137,7 +135,7 @@ class Performance:
         compared: Comparison = {}
         if len(known) >= self.settings.least_rows:
             compared = {
-                "p_value": _p_value(residual.value, residual.error),
+                "p_value": p_value(residual.value, residual.error),
                 "excess": residual.value,
                 "least": self.settings.least,
                 "noise": before.noise_of_residual,
@@ -203,10 +201,3 @@ def _of_two_proportions(before: Scores, scores: Scores) -> float:
     if 0 in np.sum(table, axis=0):
         return 1.0
     return float(stats.chi2_contingency(table, correction=False).pvalue)
-
-
-def _p_value(difference: float, error: float) -> float:
-    """That it is none, of a normal error, two-sided."""
-    if error == 0:
-        return 1.0 if difference == 0 else 0.0
-    return float(2 * stats.norm.sf(abs(difference) / error))

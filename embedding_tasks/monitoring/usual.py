@@ -13,6 +13,8 @@ from embedding_tasks.monitoring.figure import Figure
 from embedding_tasks.monitoring.outcomes import Outcomes
 from embedding_tasks.monitoring.scores import Scores
 
+# From this share of labels on, those that lack are too few to matter.
+MATURE = 0.9
 # Of the baseline's own windows: fewer do not tell how far days are apart.
 FEWEST_WINDOWS = 5
 # Whether more of it is better. Precision and recall are told by F1.
