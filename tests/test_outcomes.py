@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -272,3 +272,38 @@ def test_a_dropped_version_leaves_no_counts(
     assert counted(store) == set()
     days = store.execute("SELECT count(*) FROM embedline.outcome_day").fetchone()
     assert days == (0,)
+
+
+def test_confusions_are_a_view(labelled: Project, store: Connection) -> None:
+    refreshed(store, "author")
+    matrix = store.execute(
+        "SELECT prediction, label, sum(rows) FROM embedline.confusion"
+        " WHERE use_case = 'messages' AND slice = '' AND day = '2026-01-02'"
+        " GROUP BY 1, 2 ORDER BY 1, 2"
+    ).fetchall()
+    by_hand = store.execute(
+        "SELECT prediction, label, count(*) FROM embeddings.messages"
+        " WHERE label IS NOT NULL AND event_time >= '2026-01-02'"
+        " GROUP BY 1, 2 ORDER BY 1, 2"
+    ).fetchall()
+    assert matrix == by_hand
+    assert matrix
+    slices = {row for (row,) in store.execute("SELECT slice FROM embedline.confusion")}
+    assert slices == {"", "author=author 1", "author=author 2"}
+
+
+def test_coverage_and_lag_are_a_view(labelled: Project, store: Connection) -> None:
+    refreshed(store, "author")
+    coverage = (
+        "SELECT day, predicted, labelled, coverage, mean_lag"
+        " FROM embedline.label_coverage WHERE slice = %s ORDER BY day"
+    )
+    hour = timedelta(hours=1)
+    assert store.execute(coverage, [""]).fetchall() == [
+        (FIRST, 120, 80, pytest.approx(2 / 3), hour),
+        (SECOND, 60, 40, pytest.approx(2 / 3), hour),
+    ]
+    assert store.execute(coverage, ["author=author 0"]).fetchall() == [
+        (FIRST, 40, 0, 0, None),
+        (SECOND, 20, 0, 0, None),
+    ]

@@ -292,7 +292,7 @@ def test_fewer_rows_than_can_tell_are_not_compared(world: World, rows: Rows) -> 
 
 
 def test_without_labels_the_scores_say_how_good_it_is(world: World, rows: Rows) -> None:
-    """A model that is less sure, and rightly so; of two rows one is harder."""
+    """From the sixth day on the model is less sure, and rightly so."""
     softer = np.where(rows.days[:, None] >= 5, rows.probabilities**0.4, 1)
     probabilities = rows.probabilities * (rows.days < 5)[:, None]
     probabilities += softer * (rows.days >= 5)[:, None]

@@ -64,6 +64,6 @@ class Calibrator:
 
 def _by_bin(outcomes: Outcomes) -> tuple[Floats, Floats]:
     """How many rows (bins,), and their mean score."""
-    rows = np.bincount(outcomes.bins, outcomes.rows, BINS)
+    rows = np.bincount(outcomes.bins, outcomes.rows.astype(np.float64), BINS)
     scores = np.bincount(outcomes.bins, outcomes.scores, BINS)
-    return rows, scores / np.maximum(rows, 1)
+    return rows.astype(np.float64), scores / np.maximum(rows, 1)
