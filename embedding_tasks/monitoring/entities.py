@@ -134,8 +134,8 @@ def _of_slice(
     )
     if not own.labelled:
         return
-    enough = min(own.labelled, before.labelled if before else 0) >= least_rows
-    usual = _figures(before.counts) if before and enough else {}
+    if before and min(own.labelled, before.labelled) < least_rows:
+        before = None
     for metric, figure in _figures(own.counts).items():
         yield Measured(
             *(metric, name, window, own.labelled),
@@ -145,20 +145,21 @@ def _of_slice(
                 "lag_days": own.lag_days,
                 "types": _types(own),
             },
-            **(_compared(metric, figure, usual, own, least) if usual else {}),
+            **(_compared(metric, figure, before, own, least) if before else {}),
         )
 
 
 def _compared(
     metric: str,
     figure: Figure,
-    usual: Mapping[str, Figure],
+    before: Entities,
     own: Entities,
     least: float,
 ) -> dict[str, Any]:
-    lost = usual[metric].value - figure.value
-    found = {"p_value": p_value(lost, np.hypot(figure.error, usual[metric].error))}
-    if metric == "entity_f1" and own.coverage >= MATURE:
+    usual = _figures(before.counts)[metric]
+    lost = usual.value - figure.value
+    found = {"p_value": p_value(lost, float(np.hypot(figure.error, usual.error)))}
+    if metric == "entity_f1" and min(own.coverage, before.coverage) >= MATURE:
         found |= {"excess": lost, "least": least}
     return found
 

@@ -105,9 +105,8 @@ class Performance:
             if metric == "accuracy"
             else p_value(figure.value - wont.value, np.hypot(figure.error, wont.error))
         )
-        if metric not in GOOD or not (
-            scores.coverage >= MATURE or metric == "corrected_accuracy"
-        ):
+        is_mature = min(scores.coverage, before.scores.coverage) >= MATURE
+        if metric not in GOOD or not (is_mature or metric == "corrected_accuracy"):
             return {"p_value": sure}
         return {
             "p_value": sure,
