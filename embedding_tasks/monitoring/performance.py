@@ -10,7 +10,7 @@ residual.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -23,6 +23,7 @@ from embedding_tasks.monitoring import outcomes, ranking, usual
 from embedding_tasks.monitoring.figure import Figure, p_value, wilson
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
 from embedding_tasks.monitoring.outcomes import ALL, Outcomes, Selection
+from embedding_tasks.monitoring.ranking import Ranked
 from embedding_tasks.monitoring.scores import Scores
 from embedding_tasks.monitoring.usual import GOOD, MATURE, Usual
 from embedding_tasks.store.versions import ModelVersion
@@ -62,15 +63,17 @@ class Performance:
     def measure(self, window: Window, selection: Selection) -> list[Measured]:
         """`selection` is of the window's days. The counts are to be refreshed before,
         with the tags that make slices."""
+        slices = self._slices(selection)
+        ranked = self._ranked(selection, slices)
         return [
             measured
-            for name, found in sorted(self._slices(selection).items())
+            for name, found in sorted(slices.items())
             if len(found)
-            for measured in self._of_slice(name, found, window, selection)
+            for measured in self._of_slice(name, found, window, ranked)
         ]
 
     def _of_slice(
-        self, name: str, found: Outcomes, window: Window, selection: Selection
+        self, name: str, found: Outcomes, window: Window, ranked: Ranked
     ) -> Iterator[Measured]:
         scores, before = Scores(found), self._usual.get(name)
         yield _coverage(name, scores, len(found), window)
@@ -79,7 +82,7 @@ class Performance:
         if not scores.rows:
             return
         figures = dict(scores.figures)
-        if (auc := self._area(selection, name)) is not None:
+        if (auc := _area(ranked, name)) is not None:
             figures["auc"] = auc
         for metric, figure in figures.items():
             if not (name.startswith(_BY_PREDICTION) and metric in _OF_SEVERAL_CLASSES):
@@ -146,10 +149,13 @@ class Performance:
             **compared,
         )
 
-    def _area(self, selection: Selection, name: str) -> Figure | None:
-        if name.startswith(_BY_PREDICTION):
-            return None
-        return ranking.area(ranking.read(self.store, self.version, selection, name))
+    def _ranked(self, selection: Selection, slices: Iterable[str]) -> Ranked:
+        tags = {
+            name.partition("=")[0]
+            for name in slices
+            if name != ALL and not name.startswith(_BY_PREDICTION)
+        }
+        return ranking.read(self.store, self.version, selection, sorted(tags))
 
     def _slices(self, selection: Selection) -> Mapping[str, Outcomes]:
         found = outcomes.read(self.store, self.version, selection)
@@ -161,17 +167,22 @@ class Performance:
         """Of the slices with labels enough."""
         if self.baseline is None:
             return {}
-        settings = self.settings
+        settings, slices = self.settings, self._slices(self.baseline)
+        ranked = self._ranked(self.baseline, slices)
         return {
             name: Usual(
                 own,
-                partial(self._area, self.baseline, name),
+                partial(_area, ranked, name),
                 settings.window_days,
                 settings.least_rows,
             )
-            for name, own in self._slices(self.baseline).items()
+            for name, own in slices.items()
             if len(own.labelled) >= settings.least_rows
         }
+
+
+def _area(ranked: Ranked, name: str) -> Figure | None:
+    return None if name.startswith(_BY_PREDICTION) else ranking.area(ranked.of(name))
 
 
 def _coverage(name: str, scores: Scores, rows: int, window: Window) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,12 @@ from embedding_tasks.monitoring import counted
 from embedding_tasks.monitoring.figure import Figure, of_error
 from embedding_tasks.monitoring.moments import Floats, Ints
 from embedding_tasks.monitoring.outcomes import (
+    ALL,
     PREDICTED,
     SELECTED,
     WANTED,
     Selection,
+    Texts,
 )
 from embedding_tasks.store.versions import ModelVersion
 
@@ -29,33 +32,43 @@ MOST_ROWS = 200_000
 @dataclass(frozen=True)
 class Ranked:
     """Rows whose label the model knows: `labels` (rows,) are numbers of the columns of
-    `probabilities` (rows, classes)."""
+    `probabilities` (rows, classes); `tags` are the values (rows,) of each tag."""
 
     labels: Ints
     probabilities: Floats
+    tags: Mapping[str, Texts]
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def of(self, slice_: str) -> Ranked:
+        """Those of `tag=value`; empty: all."""
+        if slice_ == ALL:
+            return self
+        tag, _, value = slice_.partition("=")
+        own = self.tags[tag] == value
+        return Ranked(self.labels[own], self.probabilities[own], {})
+
 
 def read(
-    store: Connection, version: ModelVersion, selection: Selection, slice_: str = ""
+    store: Connection,
+    version: ModelVersion,
+    selection: Selection,
+    tags: Sequence[str] = (),
 ) -> Ranked:
-    """Of a slice, as `tag=value` (empty: all). Without probabilities, of a prediction
-    of two classes by its score."""
-    tag, _, value = slice_.partition("=")
+    """Without probabilities, of a prediction of two classes by its score."""
     found = store.execute(
         _LABELLED_ROWS,
         {
             **counted.parameters(version),
             **selection.parameters,
-            **{"tag": tag, "value": value, "most": MOST_ROWS},
+            **{"tags": list(tags), "most": MOST_ROWS},
         },
         binary=True,
     ).fetchall()
     if version.classes and any(row[3] is not None for row in found):
-        return _of_probabilities(found, version.classes)
-    return _of_scores(found)
+        return _of_probabilities(found, version.classes, tags)
+    return _of_scores(found, tags)
 
 
 def area(rows: Ranked) -> Figure | None:
@@ -88,19 +101,22 @@ def _influence(is_class: npt.NDArray[np.bool_], scores: Floats) -> Floats:
     return placed
 
 
-Rows = list[tuple[str, str, float | None, list[float] | None]]
+Rows = list[tuple[str, str, float | None, list[float] | None, list[str | None]]]
 
 
-def _of_probabilities(found: Rows, classes: list[str]) -> Ranked:
+def _of_probabilities(
+    found: Rows, classes: Sequence[str], tags: Sequence[str]
+) -> Ranked:
     numbers = {name: n for n, name in enumerate(classes)}
     known = [row for row in found if row[3] is not None and row[1] in numbers]
     return Ranked(
         np.array([numbers[row[1]] for row in known], np.int64),
         np.array([row[3] for row in known], np.float64).reshape(-1, len(classes)),
+        _tags(known, tags),
     )
 
 
-def _of_scores(found: Rows) -> Ranked:
+def _of_scores(found: Rows, tags: Sequence[str]) -> Ranked:
     names = sorted({name for row in found for name in row[:2]})
     scored = [row for row in found if row[2] is not None and 0 <= row[2] <= 1]
     if len(names) != 2:
@@ -112,13 +128,21 @@ def _of_scores(found: Rows) -> Ranked:
     return Ranked(
         np.array([names.index(row[1]) for row in scored], np.int64),
         np.stack([1 - second, second], axis=1),
+        _tags(scored, tags),
     )
 
 
+def _tags(rows: Rows, tags: Sequence[str]) -> dict[str, Texts]:
+    return {
+        tag: np.array([row[4][n] for row in rows], object) for n, tag in enumerate(tags)
+    }
+
+
 _LABELLED_ROWS = sql.SQL(
-    "SELECT p.prediction, l.label, p.score, p.probabilities{predicted}{wanted}"
+    "SELECT p.prediction, l.label, p.score, p.probabilities,"
+    " ARRAY(SELECT r.tags ->> t.tag FROM unnest(%(tags)s::text[]) WITH ORDINALITY"
+    "  AS t (tag, n) ORDER BY t.n){predicted}{wanted}"
     " AND l.label IS NOT NULL{selected}"
-    " AND (%(tag)s = '' OR r.tags ->> %(tag)s::text = %(value)s)"
     " ORDER BY hashtextextended(p.key, 0), p.unit LIMIT %(most)s"
 ).format(
     predicted=PREDICTED,
