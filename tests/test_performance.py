@@ -110,6 +110,16 @@ def test_every_figure_is_scikit_learns_on_the_same_rows(
         assert value(found, metric, "part=even") == pytest.approx(figure, abs=EXACT)
 
 
+def test_a_score_alone_ranks_two_classes(world: World) -> None:
+    two = Rows.drawn(["negative", "positive"], 500, days=1, seed=9)
+    world.write(two)
+    world.store.execute("UPDATE embedline.prediction SET probabilities = NULL")
+    found = measured(world, days(0, 0))
+    area = metrics.roc_auc_score(two.labels, two.probabilities[:, 1])
+    assert value(found, "auc") == pytest.approx(area, abs=EXACT)
+    assert ("log_loss", "") not in found
+
+
 def test_classes_and_confusions_are_told_with_the_figure(
     world: World, rows: Rows
 ) -> None:
