@@ -84,6 +84,22 @@ SELECT wrong.link AS scan, wrong.prediction AS read, wrong.label AS truth,
        n.key AS near, round(n.distance::numeric, 4) AS distance, n.prediction, n.label
 FROM wrong, embeddings.neighbors('digits', wrong.key, 5) n ORDER BY n.distance""",
     ),
+    (
+        "Monitoring: what has drifted, since when, and how far. From 20 March on the"
+        " digits' scanner is out of focus; the tweets change topics along the way",
+        """\
+SELECT use_case, metric, since, raised, round(value::numeric, 3) AS value,
+       round(low::numeric, 3) AS low, round(high::numeric, 3) AS high
+FROM embedline.monitor_alarms ORDER BY use_case, metric""",
+    ),
+    (
+        "Digits, day by day: none of the days before is an alarm",
+        """\
+SELECT last_day AS day, rows, round(value::numeric, 3) AS moved,
+       round(greatest(least, noise)::numeric, 3) AS usual_to, state
+FROM embedline.monitor_history
+WHERE use_case = 'digits' AND metric = 'centroid' ORDER BY 1""",
+    ),
 ]
 
 NEXT = """
@@ -91,6 +107,7 @@ What next
   make airflow                      the Airflow UI with these DAGs, until Ctrl-C
   make psql                         the store, in psql: \\d embeddings.tweets
   .venv/bin/embedline search tweets "delayed flight" -k 5
+  .venv/bin/embedline monitor digits --html digits.html
   .venv/bin/embedline status
   a use case of your own: README.md, "A use case of your own in five minutes"
 """

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 TWEETS = "tweets"
 USE_CASES = (TWEETS, "entities", "digits")
+MONITORED = (TWEETS, "digits")
 TASKS = 5  # sync, plan, embed (counted twice: it is most of the work), publish
+MONITOR_TASKS = 3  # measure, tell, gate
 BACKFILL = (FIRST_DAY, FIRST_DAY + timedelta(days=1))
 
 
@@ -159,7 +161,19 @@ def _steps_to_do(store: Connection) -> list[Step]:
     if len(backfills) < len(BACKFILL):
         first, last = BACKFILL
         steps.append((f"Backfill of {first} and {last}, by Airflow", _backfill))
+    steps += [
+        (f"Monitoring of {name}: every day that has passed", partial(_monitor, name))
+        for name in MONITORED
+        if steps or not _is_monitored(store, name)
+    ]
     return steps
+
+
+def _is_monitored(store: Connection, name: str) -> bool:
+    found = store.execute(
+        "SELECT FROM embedline.monitor WHERE use_case = %s LIMIT 1", [name]
+    )
+    return found.fetchone() is not None
 
 
 def _run(
@@ -171,8 +185,7 @@ def _run(
         with console.status("starting Airflow: API server, scheduler, DAG processor"):
             server = stack.enter_context(airflow.running(triggerer=False))
         with console.status("waiting for the DAGs"):
-            for name in USE_CASES:
-                dag = _dag(name)
+            for dag in (*map(_dag, USE_CASES), *map(_monitoring, MONITORED)):
                 _wait(partial(server.exists, f"/dags/{dag}"), f"{dag} to be parsed")
         for title, step in steps:
             console.print(f"[bold]{title}[/bold]")
@@ -221,21 +234,29 @@ def _backfill(stage: _Stage) -> None:
         _follow(stage, TWEETS, run["dag_run_id"])
 
 
+def _monitor(name: str, stage: _Stage) -> None:
+    """It runs by itself whenever the embeddings are up to date; here, once more."""
+    dag = _monitoring(name)
+    stage.airflow.patch(f"/dags/{dag}", {"is_paused": False})
+    run = stage.airflow.post(f"/dags/{dag}/dagRuns", {"logical_date": None})
+    _wait_for_run(stage, dag, run["dag_run_id"], lambda done: done / MONITOR_TASKS)
+    on = stage.store.execute(
+        "SELECT count(*) FROM embedline.monitor_alarms"
+        " WHERE use_case = %s AND cleared IS NULL",
+        [name],
+    ).fetchone()
+    assert on is not None
+    stage.console.print(f"  alarms that are on: {on[0]}", highlight=False)
+
+
 def _follow(stage: _Stage, name: str, run_id: str) -> None:
     """Show a run of a DAG until it ends, then what it did, from the store."""
-    path = f"/dags/{_dag(name)}/dagRuns/{run_id}"
-    with _bar(stage.console, f"  {run_id[:32]}") as advance:
-        while (state := stage.airflow.get(path)["state"]) not in ("success", "failed"):
-            tasks = stage.airflow.get(f"{path}/taskInstances")["task_instances"]
-            done = sum(t["state"] in ("success", "skipped") for t in tasks)
-            advance(done / TASKS + _coverage(stage.store, name) / TASKS)
-            time.sleep(0.5)
-        advance(1.0)
-    if state == "failed":
-        raise EmbedlineError(
-            f"run {run_id} of {_dag(name)} failed; `make airflow` shows it, its logs "
-            f"are in {stage.airflow.home / 'logs'}; `make demo` goes on from here"
-        )
+    _wait_for_run(
+        stage,
+        _dag(name),
+        run_id,
+        lambda done: done / TASKS + _coverage(stage.store, name) / TASKS,
+    )
     row = stage.store.execute(
         "SELECT r.new, r.changed, r.deleted, r.labels, r.embedded, r.vectors"
         " FROM embedline.run r JOIN embedline.use_case u ON u.id = r.use_case"
@@ -248,6 +269,23 @@ def _follow(stage: _Stage, name: str, run_id: str) -> None:
     stage.console.print(f"  in the store: {facts}", highlight=False, soft_wrap=True)
 
 
+def _wait_for_run(
+    stage: _Stage, dag: str, run_id: str, share: Callable[[int], float]
+) -> None:
+    path = f"/dags/{dag}/dagRuns/{run_id}"
+    with _bar(stage.console, f"  {run_id[:32]}") as advance:
+        while (state := stage.airflow.get(path)["state"]) not in ("success", "failed"):
+            tasks = stage.airflow.get(f"{path}/taskInstances")["task_instances"]
+            advance(share(sum(t["state"] in ("success", "skipped") for t in tasks)))
+            time.sleep(0.5)
+        advance(1.0)
+    if state == "failed":
+        raise EmbedlineError(
+            f"run {run_id} of {dag} failed; `make airflow` shows it, its logs "
+            f"are in {stage.airflow.home / 'logs'}; `make demo` goes on from here"
+        )
+
+
 def _coverage(store: Connection, name: str) -> float:
     row = store.execute(
         "SELECT coverage FROM embedline.status WHERE use_case = %s AND wanted > 0",
@@ -258,6 +296,10 @@ def _coverage(store: Connection, name: str) -> float:
 
 def _dag(name: str) -> str:
     return f"embed_{name}"
+
+
+def _monitoring(name: str) -> str:
+    return f"monitor_{name}"
 
 
 def _run_id(day: date) -> str:
