@@ -196,7 +196,8 @@ def test_a_reader_asks_the_views_and_not_the_machine_room(
         "SELECT relname FROM pg_class WHERE relnamespace = 'embedline'::regnamespace"
         " AND relkind IN ('r', 'v') AND relname NOT IN ('status', 'index_status',"
         " 'class_probability', 'confusion', 'label_coverage', 'run', 'my_tenant',"
-        " 'use_case', 'model_version', 'migration')",
+        " 'use_case', 'model_version', 'migration', 'monitor', 'monitor_history',"
+        " 'monitor_alarms')",
     )
     assert len(hidden) > 8
     for (table,) in hidden:
