@@ -15,7 +15,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import rollup
+from embedding_tasks.monitoring import counted, rollup
 from embedding_tasks.store import versions
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def forget(store: Connection, use_case: int, key: str) -> dict[str, int]:
             done = store.execute(statement, {"use_case": use_case, "key": key})
             counts[name] = done.rowcount
         rollup.erase(store, use_case, key)
+        counted.erase(store, use_case)
         store.execute(
             "INSERT INTO embedline.forgotten (use_case, key_hash) VALUES (%s, %s)"
             " ON CONFLICT DO NOTHING",

@@ -15,6 +15,7 @@ pytest_plugins = (
     "tests.fix_models",
     "tests.fix_project",
     "tests.fix_indexes",
+    "tests.fix_outcomes",
     "tests.fix_servers",
 )
 

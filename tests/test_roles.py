@@ -13,7 +13,8 @@ from psycopg.conninfo import conninfo_to_dict
 import embedding_tasks
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, SearchError, StoreError
-from embedding_tasks.store import migrate, roles
+from embedding_tasks.monitoring import outcomes
+from embedding_tasks.store import migrate, roles, versions
 from embedding_tasks.store.roles import Names
 from tests import search_store
 from tests.fix_cli import Command
@@ -174,14 +175,21 @@ def test_what_a_writer_calls_a_feature_is_never_run(
 
 
 def test_a_reader_asks_the_views_and_not_the_machine_room(
-    full_use_case: Project, names: Names, login: Login, store_dsn: str
+    full_use_case: Project,
+    names: Names,
+    login: Login,
+    store: Connection,
+    store_dsn: str,
 ) -> None:
     full_use_case.run()
     reader = login(store_dsn, "analyst", names.reader)
     assert ask(reader, "SELECT count(*), count(label) FROM embeddings.messages") == [
         (120, 40)
     ]
-    for view in ("status", "class_probability", "run"):
+    for version in versions.live_by_name(store, "messages"):
+        outcomes.refresh(store, version)
+    counts = ("confusion", "label_coverage")
+    for view in ("status", "class_probability", "run", *counts):
         assert ask(reader, f"SELECT count(*) > 0 FROM embedline.{view}") == [(True,)]
     for view in ("monitor", "monitor_history", "monitor_alarms"):
         assert ask(reader, f"SELECT count(*) FROM embedline.{view}") == [(0,)]
@@ -189,8 +197,9 @@ def test_a_reader_asks_the_views_and_not_the_machine_room(
         store_dsn,
         "SELECT relname FROM pg_class WHERE relnamespace = 'embedline'::regnamespace"
         " AND relkind IN ('r', 'v') AND relname NOT IN ('status', 'index_status',"
-        " 'class_probability', 'run', 'my_tenant', 'use_case', 'model_version',"
-        " 'migration', 'monitor', 'monitor_history', 'monitor_alarms')",
+        " 'class_probability', 'confusion', 'label_coverage', 'run', 'my_tenant',"
+        " 'use_case', 'model_version', 'migration', 'monitor', 'monitor_history',"
+        " 'monitor_alarms')",
     )
     assert len(hidden) > 8
     for (table,) in hidden:

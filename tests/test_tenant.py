@@ -10,6 +10,8 @@ import psycopg
 import pytest
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import outcomes
+from embedding_tasks.store import versions
 from embedding_tasks.store.roles import Names
 from tests import search_store
 from tests.fix_cli import Command
@@ -238,8 +240,17 @@ def test_nobody_elses_function_is_a_way_around(
     assert ask(store_dsn, "SELECT mine.f()") == [(59,)]
 
 
-def test_numbers_of_all_tenants_are_for_who_sees_them_all(tenants: Tenants) -> None:
-    for relation in ("status", "index_status", "run"):
+def test_numbers_of_all_tenants_are_for_who_sees_them_all(
+    tenants: Tenants, store: Connection
+) -> None:
+    store.execute(
+        "INSERT INTO embedline.label (use_case, key, label)"
+        " SELECT use_case, key, 'v' FROM embedline.record ON CONFLICT DO NOTHING"
+    )
+    for version in versions.live_by_name(store, "messages"):
+        outcomes.refresh(store, version)
+    counts = ("confusion", "label_coverage")
+    for relation in ("status", "index_status", "run", *counts):
         count = f"SELECT count(*) > 0 FROM embedline.{relation}"
         assert ask(tenants.acme, count) == [(False,)], relation
         assert ask(tenants.auditor, count) == [(True,)], relation

@@ -46,7 +46,7 @@ def refresh(
     with store.transaction():
         take_time(store)
         _lock(store, version)
-        _require_few_values(store, version, tags)
+        require_few_values(store, version, tags)
         found, known = _digests(store, version, tags), _known(store, version)
         changed = sorted(day for day in found if known.get(day) != found[day])
         gone = sorted(known.keys() - found.keys())
@@ -109,7 +109,7 @@ def _bucket(key: LiteralString) -> sql.Composed:
     return sql.SQL("abs(hashtextextended({}, 0) %% %(buckets)s)").format(sql.SQL(key))
 
 
-def _require_few_values(
+def require_few_values(
     store: Connection, version: ModelVersion, tags: Sequence[str]
 ) -> None:
     for tag in tags:
