@@ -31,8 +31,9 @@ class Judged:
 
 
 def judge(measured: Sequence[Measured]) -> list[Judged]:
-    """Of one window, all metrics and slices that are looked at together."""
-    tested = [m for m in measured if m.p_value is not None]
+    """Of one window, all metrics and slices that are looked at together. What never
+    alarms is not one of them."""
+    tested = [m for m in measured if None not in (m.p_value, m.excess)]
     values = [m.p_value for m in tested]
     adjusted = stats.false_discovery_control(values).tolist() if values else []
     by_metric = {(m.metric, m.slice): p for m, p in zip(tested, adjusted, strict=True)}

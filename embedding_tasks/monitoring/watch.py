@@ -15,9 +15,8 @@ from typing import Any
 
 from embedding_tasks.connections import Connection, blame
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import baseline, cells, results, rollup
-from embedding_tasks.monitoring.baseline import Baseline
-from embedding_tasks.monitoring.drift import Drift
+from embedding_tasks.monitoring import baseline, results, rollup
+from embedding_tasks.monitoring.looks import Look, OfLabels, OfVectors
 from embedding_tasks.monitoring.measured import Window
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
@@ -76,93 +75,62 @@ class _Watch:
     tell: Tell
 
     def run(self, again: bool, freeze: bool) -> Watched:
-        version = self.version
-        self.tell("summing up", 0, 1)
-        rollup.refresh(self.store, version, self.monitoring.tags)
-        self.tell("summing up", 1, 1)
+        version, monitoring = self.version, self.monitoring
+        labels = OfLabels(self.store, version, monitoring)
+        self._refresh(labels)
         if freeze:
             baseline.lift(self.store, version)
-        found = baseline.freeze(self.store, version, self.monitoring, self.today)
-        if found is None:
-            return self._watched(problem=self._no_baseline())
-        measured = self._measure(found, again)
+        frozen = baseline.freeze(self.store, version, monitoring, self.today)
+        looks: list[Look] = [labels]
+        if frozen is not None:
+            looks.append(OfVectors(self.store, version, monitoring, frozen))
+        measured = {w for look in looks for w in self._measure(look, again)}
         results.raise_alarms(self.store, version)
-        return self._watched(windows=measured, baseline=found.fingerprint)
+        return Watched(
+            *(version.feature, version.version, sorted(measured)),
+            baseline=frozen.fingerprint if frozen else None,
+            problem=None if frozen else self._no_baseline(),
+        )
 
-    def _watched(self, **more: Any) -> Watched:
-        return Watched(self.version.feature, self.version.version, **more)
+    def _refresh(self, labels: OfLabels) -> None:
+        self.tell("summing up", 0, 2)
+        rollup.refresh(self.store, self.version, self.monitoring.tags)
+        self.tell("summing up", 1, 2)
+        labels.refresh()
+        self.tell("summing up", 2, 2)
 
-    def _measure(self, found: Baseline, again: bool) -> list[Window]:
+    def _measure(self, look: Look, again: bool) -> list[Window]:
         """Returns the windows that were measured anew."""
-        wanted = self._inputs(found)
-        known = results.known_inputs(self.store, self.version, "drift")
+        wanted = self._inputs(look)
+        known = results.known_inputs(self.store, self.version, look.kind)
         gone = known.keys() - {window.until for window in wanted}
-        results.forget_windows(self.store, self.version, "drift", gone)
-        due = [
-            (window, inputs)
-            for window, inputs in wanted.items()
-            if again or known.get(window.until) != inputs
-        ]
+        results.forget_windows(self.store, self.version, look.kind, gone)
+        due = [w for w, i in wanted.items() if again or known.get(w.until) != i]
+        phase = f"measuring {look.kind} of"
+        for number, window in enumerate(due):
+            self.tell(phase, number, len(due))
+            results.save(
+                *(self.store, self.version, look.kind, window, look.measure(window)),
+                inputs=wanted[window],
+                baseline=look.baseline,
+            )
+            log.info("measured version=%d until=%s", self.version.id, window.until)
         if due:
-            frozen = cells.of_baseline(self.store, found.id, self.version)
-            drift = Drift(frozen, self.monitoring)
-            for number, (window, inputs) in enumerate(due):
-                self.tell("measuring", number, len(due))
-                self._measure_window(drift, found, window, inputs)
-            self.tell("measuring", len(due), len(due))
-        return [window for window, _ in due]
+            self.tell(phase, len(due), len(due))
+        return due
 
-    def _measure_window(
-        self, drift: Drift, found: Baseline, window: Window, inputs: str
-    ) -> None:
-        rows = cells.of_days(
-            self.store,
-            self.version,
-            window.since,
-            window.until,
-            environments=self.monitoring.environment,
-            without=self._without(),
-            classes=drift.baseline.classes,
-        )
-        results.save(
-            *(self.store, self.version, "drift", window),
-            drift.measure(window, rows),
-            inputs=inputs,
-            baseline=found.id,
-        )
-        log.info("measured version=%d until=%s", self.version.id, window.until)
-
-    def _without(self) -> tuple[str, ...]:
-        """Environments that are the baseline's, on whatever day."""
-        wanted = self.monitoring.baseline
-        return wanted.environment if wanted.since is None else ()
-
-    def _inputs(self, found: Baseline) -> Mapping[Window, str]:
+    def _inputs(self, look: Look) -> Mapping[Window, str]:
         """All windows that are over, in order, with the digest of what each is of."""
-        settings = self.monitoring.model_dump(
-            mode="json",
-            include={
-                "window_days",
-                "least_rows",
-                "least_effect",
-                "slices",
-                "environment",
-                "baseline",
-            },
-        )
+        settings = self.monitoring.model_dump(mode="json", exclude={"gate", "notify"})
         by_window: dict[Window, list[Any]] = {}
-        for day, rows, digest in rollup.days(
-            self.store,
-            self.version,
-            environments=self.monitoring.environment,
-            without=self._without(),
-        ):
+        for day, rows, digest in look.days():
             window = self._window(day)
             if window.until < self.today and self._is_watched(window):
                 by_window.setdefault(window, []).append((day, rows, digest))
+        shared = results.digest(look.depends_on(), settings)
         # a window of no rows, between others, is one without data
         return {
-            window: results.digest(found.fingerprint, settings, by_window.get(window))
+            window: results.digest(shared, by_window.get(window))
             for window in _between(by_window)
         }
 

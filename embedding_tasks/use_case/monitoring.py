@@ -84,6 +84,11 @@ class Monitoring(Part):
             )
         return self
 
+    @property
+    def not_watched(self) -> tuple[str, ...]:
+        """Environments that are the baseline's, on whatever day."""
+        return self.baseline.environment if self.baseline.since is None else ()
+
     def window_of(self, day: Any) -> Any:
         """The number of the window that a day's ordinal lies in, of an array each. The
         first one after the baseline's days begins with them over."""

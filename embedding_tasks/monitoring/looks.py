@@ -1,0 +1,174 @@
+"""The two ways to look at a window: at its vectors and predictions, and at its
+predictions and labels. Each says what it depends on, so that a window is measured again
+when that has changed, and only then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import Any, Protocol
+
+from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import cells, entities, outcomes, rollup
+from embedding_tasks.monitoring.baseline import Baseline
+from embedding_tasks.monitoring.drift import Drift
+from embedding_tasks.monitoring.measured import Measured, Window
+from embedding_tasks.monitoring.outcomes import Selection
+from embedding_tasks.monitoring.performance import Performance, Settings
+from embedding_tasks.monitoring.results import Kind
+from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.use_case.monitoring import BY_PREDICTION, Monitoring
+
+Day = tuple[date, int, str]
+"""With its rows, and a digest of what it is made of."""
+
+
+class Look(Protocol):
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def baseline(self) -> int | None:
+        """The number of what it compares with, where that is frozen."""
+
+    def days(self) -> Sequence[Day]:
+        """Those that are watched."""
+
+    def depends_on(self) -> Any:
+        """What the measures of every window depend on beside its days."""
+
+    def measure(self, window: Window) -> list[Measured]: ...
+
+
+@dataclass(frozen=True)
+class OfVectors:
+    """Drift, from sums: `frozen` is what is compared with."""
+
+    store: Connection
+    version: ModelVersion
+    monitoring: Monitoring
+    frozen: Baseline
+    kind: Kind = "drift"
+
+    @property
+    def baseline(self) -> int:
+        return self.frozen.id
+
+    def days(self) -> Sequence[Day]:
+        return rollup.days(
+            self.store,
+            self.version,
+            environments=self.monitoring.environment,
+            without=self.monitoring.not_watched,
+        )
+
+    def depends_on(self) -> Any:
+        return self.frozen.fingerprint
+
+    def measure(self, window: Window) -> list[Measured]:
+        found = cells.of_days(
+            self.store,
+            self.version,
+            window.since,
+            window.until,
+            environments=self.monitoring.environment,
+            without=self.monitoring.not_watched,
+            classes=self._drift.baseline.classes,
+        )
+        return self._drift.measure(window, found)
+
+    @cached_property
+    def _drift(self) -> Drift:
+        found = cells.of_baseline(self.store, self.frozen.id, self.version)
+        return Drift(found, self.monitoring)
+
+
+@dataclass(frozen=True)
+class OfLabels:
+    """Performance, from counts. Labels come late to the baseline's days, too: it is
+    compared with as they are now."""
+
+    store: Connection
+    version: ModelVersion
+    monitoring: Monitoring
+    kind: Kind = "performance"
+    baseline: None = None
+
+    def refresh(self) -> None:
+        count = entities if self._is_of_parts else outcomes
+        count.refresh(self.store, self.version, self.monitoring.tags)
+
+    def days(self) -> Sequence[Day]:
+        return self._days(
+            environments=self.monitoring.environment,
+            without=self.monitoring.not_watched,
+        )
+
+    def depends_on(self) -> Any:
+        return self._days(
+            environments=self.monitoring.baseline.environment,
+            since=self._before.since,
+            until=self._before.until,
+        )
+
+    def measure(self, window: Window) -> list[Measured]:
+        selection = Selection.of(
+            window, self.monitoring.environment, self.monitoring.not_watched
+        )
+        if not self._is_of_parts:
+            return self._performance.measure(window, selection)
+        return entities.measure(
+            *(self.store, self.version, window, selection, self._before),
+            least=self.monitoring.least_effect.performance,
+            least_rows=self.monitoring.least_rows,
+        )
+
+    @property
+    def _is_of_parts(self) -> bool:
+        return self.version.unit in ("word", "entity")
+
+    @property
+    def _before(self) -> Selection:
+        wanted = self.monitoring.baseline
+        return Selection(wanted.since, wanted.last_day, wanted.environment)
+
+    @cached_property
+    def _performance(self) -> Performance:
+        settings = Settings(
+            least=self.monitoring.least_effect.performance,
+            least_rows=self.monitoring.least_rows,
+            window_days=self.monitoring.window_days,
+            by_prediction=BY_PREDICTION in self.monitoring.slices,
+        )
+        return Performance(self.store, self.version, self._before, settings)
+
+    def _days(
+        self,
+        *,
+        environments: Sequence[str] = (),
+        without: Sequence[str] = (),
+        since: date | None = None,
+        until: date | None = None,
+    ) -> Sequence[Day]:
+        return self.store.execute(
+            "SELECT day, rows, digest::text FROM embedline.outcome_day d"
+            " WHERE model_version = %(version)s"
+            " AND day BETWEEN coalesce(%(since)s::date, '-infinity')"
+            "  AND coalesce(%(until)s::date, 'infinity')"
+            " AND EXISTS (SELECT FROM (SELECT model_version, day, environment"
+            "   FROM embedline.outcome UNION ALL SELECT model_version, day, environment"
+            "   FROM embedline.entity_outcome) o"
+            "  WHERE o.model_version = d.model_version AND o.day = d.day"
+            "   AND (%(environments)s::text[] = '{}'"
+            "    OR environment = ANY (%(environments)s))"
+            "   AND environment <> ALL (%(without)s)) ORDER BY day",
+            {
+                "version": self.version.id,
+                "since": since,
+                "until": until,
+                "environments": list(environments),
+                "without": list(without),
+            },
+        ).fetchall()
