@@ -1,0 +1,118 @@
+"""The rows of a window beside those of a baseline, of which some are held out: what is
+usual is read off rows that nothing was fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import neighbours, permutation, sample
+from embedding_tasks.monitoring.measured import Window
+from embedding_tasks.monitoring.neighbours import Neighbours
+from embedding_tasks.monitoring.permutation import Mask
+from embedding_tasks.monitoring.sample import Ints, Records, Sample, Vectors
+from embedding_tasks.store.versions import ModelVersion
+
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What bounds the work, whatever the store holds: rows that are compared at most
+    (12,000 with 50,000 of 384 dimensions: half a minute of one processor), and how
+    often p-values deal them anew. `held_out` rows of the baseline at least, and at
+    most half of it. `mmd`: compare distributions by random Fourier features, too."""
+
+    most_of_baseline: int = 50_000
+    most_of_window: int = 10_000
+    held_out: int = 2000
+    permutations: int = 999
+    seed: int = 0
+    mmd: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`rows` of the window, then those `held out` of the baseline: `in_window` (rows,)
+    says which are of the window, `records` (rows,) numbers their records. Their
+    neighbours: `near` among themselves and the `rest` of the baseline, which follows
+    them in the pool; `near_rest` in that alone."""
+
+    window: Sample
+    held_out: Sample
+    rest: Sample
+    in_window: Mask
+    records: Ints
+    near: Neighbours
+    near_rest: Neighbours
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def records_in_window(self) -> int:
+        return len(np.unique(self.records[self.in_window]))
+
+    @property
+    def rows_of_baseline(self) -> int:
+        return len(self.held_out) + len(self.rest)
+
+    @property
+    def vectors(self) -> Vectors:
+        return np.concatenate([self.window.vectors, self.held_out.vectors])
+
+    def deals(self) -> Iterator[Mask]:
+        settings = self.settings
+        return permutation.deals(
+            self.in_window, self.records, settings.permutations, settings.seed
+        )
+
+
+def read(
+    store: Connection,
+    version: ModelVersion,
+    baseline: Records,
+    records: Records,
+    window: Window,
+    settings: Settings,
+) -> tuple[Sample, Sample]:
+    """Rows of the baseline and of the window, no record in both."""
+    found = sample.read(store, version, records.of(window), settings.most_of_window)
+    usual = sample.read(store, version, baseline, settings.most_of_baseline)
+    return usual.without(found), found
+
+
+def compare(baseline: Sample, window: Sample, settings: Settings) -> Comparison:
+    """A window larger than the baseline is cut to its size: among its neighbours alone
+    every row would look new."""
+    window = window.only(np.arange(min(len(window), len(baseline))))
+    held_out, rest = _split(baseline, len(window), settings)
+    names = np.concatenate([window.keys, held_out.keys, rest.keys])
+    numbered = np.unique(names.astype(str), return_inverse=True)[1].astype(np.int64)
+    rows = len(window) + len(held_out)
+    own, others = numbered[:rows], numbered[rows:]
+    vectors = np.concatenate([window.vectors, held_out.vectors])
+    among = neighbours.nearest(vectors, vectors, NEIGHBOURS, own, own)
+    known = neighbours.nearest(vectors, rest.vectors, NEIGHBOURS, own, others)
+    return Comparison(
+        window,
+        held_out,
+        rest,
+        in_window=np.arange(rows) < len(window),
+        records=own,
+        near=among.and_those(known.from_place(rows)),
+        near_rest=known,
+        settings=settings,
+    )
+
+
+def _split(baseline: Sample, rows: int, settings: Settings) -> tuple[Sample, Sample]:
+    """By records: all rows of one are on one side."""
+    rng = np.random.default_rng(settings.seed)
+    wanted = min(len(baseline) // 2, max(rows, settings.held_out))
+    _, numbered = np.unique(baseline.keys.astype(str), return_inverse=True)
+    order = rng.permutation(int(numbered.max(initial=-1)) + 1)[numbered]
+    counts = np.cumsum(np.bincount(order))
+    is_held_out = counts[order] <= wanted
+    return baseline.only(is_held_out), baseline.only(~is_held_out)
