@@ -5,42 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
 
 # A word of fewer texts than these names nobody's topic, and might tell who wrote it.
 _FEWEST_TEXTS = 3
-_LETTERS = r"(?u)\b[^\W\d_]\w+\b"
-# How sure the prior is: as if a word had been seen so many times beforehand.
-_PRIOR = 500.0
-_SURE = 1.96
+_WORD = r"(?u)\b[^\W\d_]\w+\b"
+# One word in a thousand is as telling by chance (chi-squared of one degree).
+_TELLING = 10.83
 
 
 def distinguishing(
     texts: Sequence[str], others: Sequence[str], most: int = 8
 ) -> list[str]:
-    """At most so many words that are more frequent in `texts`, the most telling first,
-    each in at least three of them. By their log-odds in units of their standard error,
-    with the frequencies of both as the prior (Monroe, Colaresi and Quinn 2008,
-    "Fightin' Words"): a rare word needs more evidence, a common one more difference."""
+    """At most so many words that more of `texts` have, the most telling first, each in
+    at least three of them. By the log-likelihood ratio of how many texts have them,
+    which unlike log-odds takes a word that was never seen before at its worth (Dunning
+    1993, "Accurate Methods for the Statistics of Surprise and Coincidence")."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counter = CountVectorizer(token_pattern=_LETTERS, binary=True)
+    counter = CountVectorizer(token_pattern=_WORD, binary=True)
     try:
-        counts = counter.fit_transform([*texts, *others])
-    except ValueError:  # they have no words
+        has = counter.fit_transform([*texts, *others])
+    except ValueError:  # none of them has a word
         return []
-    own = np.asarray(counts[: len(texts)].sum(axis=0), np.float64).ravel()
-    theirs = np.asarray(counts[len(texts) :].sum(axis=0), np.float64).ravel()
-    scores = _log_odds(own, theirs)
-    scores[own < _FEWEST_TEXTS] = -np.inf
+    own = np.asarray(has[: len(texts)].sum(axis=0), np.float64).ravel()
+    theirs = np.asarray(has[len(texts) :].sum(axis=0), np.float64).ravel()
+    ratio = _log_likelihood_ratio(own, len(texts), theirs, len(others))
+    ratio[own < _FEWEST_TEXTS] = 0
     names = counter.get_feature_names_out()
-    best = np.argsort(-scores, kind="stable")[:most]
-    return [str(names[word]) for word in best if scores[word] > _SURE]
+    best = np.argsort(-ratio, kind="stable")[:most]
+    return [str(names[word]) for word in best if ratio[word] > _TELLING]
 
 
-def _log_odds(own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    prior = _PRIOR * (own + theirs) / (own + theirs).sum()
-    weights = [side + prior for side in (own, theirs)]
-    odds = [np.log(w / np.maximum(w.sum() - w, 1e-9)) for w in weights]
-    error = np.sqrt(1 / weights[0] + 1 / weights[1])
-    scores: np.ndarray = (odds[0] - odds[1]) / error
-    return scores
+def _log_likelihood_ratio(
+    own: Floats, of_own: int, theirs: Floats, of_theirs: int
+) -> Floats:
+    """Negative where the others have a word more often."""
+    from scipy.special import xlogy
+
+    share = (own + theirs) / (of_own + of_theirs)
+    ratio = np.zeros(len(own))
+    for count, of in ((own, of_own), (theirs, of_theirs)):
+        ratio += xlogy(count, count / of) + xlogy(of - count, 1 - count / of)
+        ratio -= xlogy(count, share) + xlogy(of - count, 1 - share)
+    return 2 * ratio * np.sign(own / of_own - share)
