@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 from psycopg import sql
@@ -18,13 +19,16 @@ from embedding_tasks.monitoring import (
     flags,
     novelty,
     rows,
+    sample,
     spread,
 )
+from embedding_tasks.monitoring.centroid import Shift
 from embedding_tasks.monitoring.comparison import Comparison, Settings
 from embedding_tasks.monitoring.flags import Flag
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
 from embedding_tasks.monitoring.novelty import Rate
-from embedding_tasks.monitoring.sample import Ints, Records
+from embedding_tasks.monitoring.sample import Ints, Records, Sample
+from embedding_tasks.monitoring.spread import Change
 from embedding_tasks.store.versions import ModelVersion
 
 log = logging.getLogger(__name__)
@@ -33,6 +37,8 @@ NOVEL, OUTLIER = "novel", "outlier"
 METRICS = ("novelty", "outliers", "spread")
 # Of the baseline's own windows, each of which is read and compared as any other.
 MOST_WINDOWS = 10
+# What is usual is a mean over ways to deal records out: few are enough for that.
+_NO_P_VALUE = 50
 
 
 @dataclass(frozen=True)
@@ -51,29 +57,19 @@ def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
     """`novelty`, `outliers`, `spread` and, if it is asked for, `mmd`; without values
     where a side has too few rows. Replaces the window's flags of novel rows and of
     outliers."""
-    compared, found = _compare(store, check, window)
-    if compared is None:
-        return found
+    usual, found = _read(store, check, window)
+    blank = _blank(check, window, usual, found)
+    if min(len(usual), len(found)) < check.least_rows:
+        for kind in (NOVEL, OUTLIER):
+            _flag(store, check, window, kind, [])
+        return list(blank.values())
+    compared = comparison.compare(usual, found, check.settings)
     new, far = novelty.novelty(compared), spread.outliers(compared)
     groups = _groups(compared, new)
-    if not check.records.slice:
-        _flag(store, check, window, compared, NOVEL, new, groups)
-        _flag(store, check, window, compared, OUTLIER, far, None)
-    named = clusters.named(
-        store,
-        check.version,
-        compared.window.only(new.found),
-        groups,
-        len(compared.window),
-        compared.held_out,
-    )
-    told = {"clusters": [asdict(cluster) for cluster in named]}
-    by_name = {measured.metric: measured for measured in found}
-    return [
-        _rate(by_name["novelty"], new, told),
-        _rate(by_name["outliers"], far, {}),
-        *_changes(by_name, compared),
-    ]
+    _flag(store, check, window, NOVEL, _flags(compared, new, window, groups))
+    _flag(store, check, window, OUTLIER, _flags(compared, far, window))
+    named = _named(store, check, compared, new, groups)
+    return list(_filled(blank, compared, new, far, {"clusters": named}))
 
 
 def noise(
@@ -87,80 +83,89 @@ def noise(
     the rest of the baseline: at most so many windows, drawn by the settings' seed. To
     be stored with the baseline; flags nothing."""
     found: dict[str, list[float]] = {}
+    settings = replace(check.settings, permutations=_NO_P_VALUE)
     for window in _own_windows(store, check, days, most):
-        own = replace(
-            check,
-            baseline=replace(check.baseline, without=window),
-            records=check.baseline,
-        )
-        compared, unmeasured = _compare(store, own, window)
-        if compared is None:
-            continue
-        by_name = {measured.metric: measured for measured in unmeasured}
-        for measured in (
-            _rate(by_name["novelty"], novelty.novelty(compared), {}),
-            _rate(by_name["outliers"], spread.outliers(compared), {}),
-            *_changes(by_name, compared),
-        ):
+        rest = replace(check.baseline, without=window)
+        own = replace(check, baseline=rest, records=check.baseline, settings=settings)
+        usual, rows_ = _read(store, own, window)
+        compared = comparison.compare(usual, rows_, settings)
+        new, far = novelty.novelty(compared), spread.outliers(compared)
+        blank = _blank(own, window, usual, rows_)
+        for measured in _filled(blank, compared, new, far, {}):
             if measured.excess is not None:
                 found.setdefault(measured.metric, []).append(measured.excess)
     return found
 
 
-def _compare(
-    store: Connection, check: Check, window: Window
-) -> tuple[Comparison | None, list[Measured]]:
-    """None where there are too few rows, and what is measured before it is."""
-    usual, found = comparison.read(
-        *(store, check.version, check.baseline, check.records, window, check.settings)
-    )
+def _read(store: Connection, check: Check, window: Window) -> tuple[Sample, Sample]:
+    """Rows of the baseline and of the window, no record in both."""
+    version, settings = check.version, check.settings
+    records = check.records.of(window)
+    found = sample.read(store, version, records, settings.most_of_window)
+    usual = sample.read(store, version, check.baseline, settings.most_of_baseline)
+    return usual.without(found), found
+
+
+def _blank(
+    check: Check, window: Window, usual: Sample, found: Sample
+) -> dict[str, Measured]:
     names = [*METRICS, "mmd"] if check.settings.mmd else METRICS
     facts = {
         "rows_compared": min(len(found), len(usual)),
         "baseline_rows": usual.of,
         "baseline_rows_compared": len(usual),
     }
-    measured = [
-        Measured(name, check.records.slice, window, found.of, detail=facts)
+    return {
+        name: Measured(name, check.records.slice, window, found.of, detail=facts)
         for name in names
-    ]
-    if min(len(found), len(usual)) < check.least_rows:
-        return None, measured
-    return comparison.compare(usual, found, check.settings), measured
+    }
 
 
-def _rate(measured: Measured, rate: Rate, more: Mapping[str, object]) -> Measured:
-    return replace(
-        measured,
-        value=rate.value,
-        low=rate.low,
-        high=rate.high,
-        p_value=rate.p_value,
-        excess=rate.value - rate.usual,
-        detail={**measured.detail, "usual": rate.usual, **rate.detail, **more},
-    )
-
-
-def _changes(by_name: dict[str, Measured], compared: Comparison) -> Iterator[Measured]:
+def _filled(
+    blank: Mapping[str, Measured],
+    compared: Comparison,
+    new: Rate,
+    far: Rate,
+    more: Mapping[str, object],
+) -> Iterator[Measured]:
+    yield _rate(blank["novelty"], new, more)
+    yield _rate(blank["outliers"], far, {})
     change = spread.residual(compared)
-    yield replace(
-        by_name["spread"],
-        value=change.value,
-        low=change.low,
-        high=change.high,
-        p_value=change.p_value,
-        excess=change.value,
-        detail={**by_name["spread"].detail, "change": change.change},
+    yield _effect(blank["spread"], change, change.value, {"change": change.change})
+    if "mmd" in blank and (shift := spread.mmd(compared)) is not None:
+        yield _effect(blank["mmd"], shift, shift.effect, {})
+
+
+def _rate(blank: Measured, rate: Rate, more: Mapping[str, object]) -> Measured:
+    told = {"usual": rate.usual, **rate.detail, **more}
+    measured = _effect(blank, rate, rate.value, told)
+    return replace(measured, excess=rate.value - rate.usual)
+
+
+def _effect(
+    blank: Measured,
+    found: Rate | Change | Shift,
+    value: float,
+    told: Mapping[str, object],
+) -> Measured:
+    return replace(
+        blank,
+        value=value,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
+        excess=value,
+        detail={**blank.detail, **told},
     )
-    if "mmd" in by_name and (shift := spread.mmd(compared)) is not None:
-        yield replace(
-            by_name["mmd"],
-            value=shift.effect,
-            low=shift.low,
-            high=shift.high,
-            p_value=shift.p_value,
-            excess=shift.effect,
-        )
+
+
+def _named(
+    store: Connection, check: Check, compared: Comparison, new: Rate, groups: Ints
+) -> list[dict[str, Any]]:
+    novel = compared.window.only(new.found)
+    rows_, usual = len(compared.window), compared.held_out
+    found = clusters.named(store, check.version, novel, groups, rows_, usual)
+    return [asdict(cluster) for cluster in found]
 
 
 def _groups(compared: Comparison, new: Rate) -> Ints:
@@ -171,28 +176,30 @@ def _groups(compared: Comparison, new: Rate) -> Ints:
     )
 
 
-def _flag(
-    store: Connection,
-    check: Check,
-    window: Window,
-    compared: Comparison,
-    kind: str,
-    rate: Rate,
-    groups: Ints | None,
-) -> None:
+def _flags(
+    compared: Comparison, rate: Rate, window: Window, groups: Ints | None = None
+) -> list[Flag]:
     chosen = np.flatnonzero(rate.found)
-    cluster = groups if groups is not None else np.zeros(len(chosen), np.int64)
-    found = [
+    numbers = np.zeros(len(chosen), np.int64) if groups is None else groups
+    rows_ = compared.window
+    return [
         Flag(
-            key=compared.window.keys[row],
-            unit=int(compared.window.units[row]),
-            day=date.fromordinal(int(compared.window.days[row])),
+            key=rows_.keys[row],
+            unit=int(rows_.units[row]),
+            day=date.fromordinal(int(rows_.days[row])),
             score=float(rate.scores[row]),
             cluster=int(number) or None,
-            detail={"window": [str(window.since), str(window.until)]},
+            detail={"since": str(window.since), "until": str(window.until)},
         )
-        for row, number in zip(chosen, cluster, strict=True)
+        for row, number in zip(chosen, numbers, strict=True)
     ]
+
+
+def _flag(
+    store: Connection, check: Check, window: Window, kind: str, found: list[Flag]
+) -> None:
+    if check.records.slice:
+        return
     flags.replace(store, check.version, kind, check.records, window, found)
     log.info(
         "flagged version=%d kind=%s until=%s rows=%d",

@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import neighbours, permutation, sample
-from embedding_tasks.monitoring.measured import Window
+from embedding_tasks.monitoring import neighbours, permutation
 from embedding_tasks.monitoring.neighbours import Neighbours
 from embedding_tasks.monitoring.permutation import Mask
-from embedding_tasks.monitoring.sample import Ints, Records, Sample, Vectors
-from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.monitoring.sample import Ints, Sample, Vectors
 
 NEIGHBOURS = 10
 
@@ -67,20 +64,6 @@ class Comparison:
         return permutation.deals(
             self.in_window, self.records, settings.permutations, settings.seed
         )
-
-
-def read(
-    store: Connection,
-    version: ModelVersion,
-    baseline: Records,
-    records: Records,
-    window: Window,
-    settings: Settings,
-) -> tuple[Sample, Sample]:
-    """Rows of the baseline and of the window, no record in both."""
-    found = sample.read(store, version, records.of(window), settings.most_of_window)
-    usual = sample.read(store, version, baseline, settings.most_of_baseline)
-    return usual.without(found), found
 
 
 def compare(baseline: Sample, window: Sample, settings: Settings) -> Comparison:
