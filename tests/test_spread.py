@@ -40,7 +40,7 @@ def compared(
 
 
 def test_without_a_change_p_values_are_uniform() -> None:
-    made = [compared(seed) for seed in range(120)]
+    made = [compared(seed) for seed in range(80)]
     for p_values in (
         [spread.residual(one).p_value for one in made],
         [spread.outliers(one).p_value for one in made],
@@ -84,5 +84,5 @@ def test_mmd_sees_a_change_that_leaves_the_mean_where_it_was() -> None:
     assert shift is not None
     assert shift.p_value <= 0.02
     assert shift.low > 0
-    usual = [spread.mmd(compared(seed)) for seed in range(30)]
+    usual = [spread.mmd(compared(seed)) for seed in range(20)]
     assert np.mean([s is not None and s.p_value <= 0.05 for s in usual]) < 0.2
