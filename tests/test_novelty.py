@@ -77,6 +77,7 @@ def test_neighbours_that_are_not_there_are_infinitely_far() -> None:
     vectors = draw(np.random.default_rng(0), 4)
     found = neighbours.nearest(vectors, vectors, 10, np.arange(4), np.arange(4))
     assert np.isfinite(found.distances).sum(axis=1).tolist() == [3, 3, 3, 3]
+    assert (found.indices[np.isinf(found.distances)] == 4).all()
 
 
 def test_the_larger_the_window_the_more_neighbours_make_a_row_new() -> None:

@@ -39,6 +39,8 @@ METRICS = ("novelty", "outliers", "spread")
 MOST_WINDOWS = 10
 # What is usual is a mean over ways to deal records out: few are enough for that.
 _NO_P_VALUE = 50
+# However many words or entities each has.
+_FEWEST_RECORDS = 50
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
     outliers."""
     usual, found = _read(store, check, window)
     blank = _blank(check, window, usual, found)
-    if min(len(usual), len(found)) < check.least_rows:
+    if _too_few(check, usual, found):
         for kind in (NOVEL, OUTLIER):
             _flag(store, check, window, kind, [])
         return list(blank.values())
@@ -88,6 +90,8 @@ def noise(
         rest = replace(check.baseline, without=window)
         own = replace(check, baseline=rest, records=check.baseline, settings=settings)
         usual, rows_ = _read(store, own, window)
+        if _too_few(own, usual, rows_):
+            continue
         compared = comparison.compare(usual, rows_, settings)
         new, far = novelty.novelty(compared), spread.outliers(compared)
         blank = _blank(own, window, usual, rows_)
@@ -104,6 +108,13 @@ def _read(store: Connection, check: Check, window: Window) -> tuple[Sample, Samp
     found = sample.read(store, version, records, settings.most_of_window)
     usual = sample.read(store, version, check.baseline, settings.most_of_baseline)
     return usual.without(found), found
+
+
+def _too_few(check: Check, *sides: Sample) -> bool:
+    return any(
+        len(side) < check.least_rows or len(set(side.keys)) < _FEWEST_RECORDS
+        for side in sides
+    )
 
 
 def _blank(

@@ -20,7 +20,7 @@ NEIGHBOURS = 10
 class Settings:
     """What bounds the work, whatever the store holds: rows that are compared at most
     (12,000 with 50,000 of 384 dimensions: half a minute of one processor), and how
-    often p-values deal them anew. `held_out` rows of the baseline at least, and at
+    often p-values deal them anew. `held_out` records of the baseline at least, and at
     most half of it. `mmd`: compare distributions by random Fourier features, too."""
 
     most_of_baseline: int = 50_000
@@ -70,7 +70,8 @@ def compare(baseline: Sample, window: Sample, settings: Settings) -> Comparison:
     """A window larger than the baseline is cut to its size: among its neighbours alone
     every row would look new."""
     window = window.only(np.arange(min(len(window), len(baseline))))
-    held_out, rest = _split(baseline, len(window), settings)
+    records_in_window = len(np.unique(window.keys.astype(str)))
+    held_out, rest = _split(baseline, records_in_window, settings)
     names = np.concatenate([window.keys, held_out.keys, rest.keys])
     numbered = np.unique(names.astype(str), return_inverse=True)[1].astype(np.int64)
     rows = len(window) + len(held_out)
@@ -90,12 +91,10 @@ def compare(baseline: Sample, window: Sample, settings: Settings) -> Comparison:
     )
 
 
-def _split(baseline: Sample, rows: int, settings: Settings) -> tuple[Sample, Sample]:
+def _split(baseline: Sample, as_many: int, settings: Settings) -> tuple[Sample, Sample]:
     """By records: all rows of one are on one side."""
     rng = np.random.default_rng(settings.seed)
-    wanted = min(len(baseline) // 2, max(rows, settings.held_out))
-    _, numbered = np.unique(baseline.keys.astype(str), return_inverse=True)
-    order = rng.permutation(int(numbered.max(initial=-1)) + 1)[numbered]
-    counts = np.cumsum(np.bincount(order))
-    is_held_out = counts[order] <= wanted
+    records, numbered = np.unique(baseline.keys.astype(str), return_inverse=True)
+    wanted = min(len(records) // 2, max(as_many, settings.held_out))
+    is_held_out = rng.permutation(len(records))[numbered] < wanted
     return baseline.only(is_held_out), baseline.only(~is_held_out)

@@ -18,7 +18,7 @@ _BLOCK = 16_000_000
 @dataclass(frozen=True)
 class Neighbours:
     """(rows, k), the nearest first: which rows of a pool, and their Euclidean
-    distances; infinitely far where there is none."""
+    distances. Where there is none it is infinitely far, and past the pool's end."""
 
     indices: Ints
     distances: Vectors
@@ -54,6 +54,7 @@ def nearest(
         beside = ((0, 0), (0, missing))
         indices = np.pad(indices, beside)
         squares = np.pad(squares, beside, constant_values=np.inf)
+    indices[np.isinf(squares)] = len(pool)
     return Neighbours(indices, np.sqrt(np.maximum(squares, 0)))
 
 
