@@ -33,6 +33,7 @@ from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.monitoring.sample import Records
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.use_case.monitoring import Monitoring
 from tests.fix_project import Project
 
 FIRST, SECOND, THIRD = (date(2026, 1, day) for day in (1, 2, 3))
@@ -378,6 +379,23 @@ def test_only_asked_environments_are_looked_at(
     assert count(environments=("even", "odd")) == 500
     assert count(other_environments=("odd",)) == 500
     assert count(without=Window(FIRST, FIRST)) == 250
+
+
+def test_a_check_is_what_the_use_case_says(heaps: Project, store: Connection) -> None:
+    store.execute(
+        "UPDATE embedline.record SET environment ="
+        " CASE WHEN key::int < 500 THEN 'training' ELSE 'live' END"
+    )
+    by_days = {"since": "2026-01-01", "until": "2026-01-02"}
+    for wanted in ({"environment": "training"}, by_days):
+        said = Monitoring.model_validate(
+            {"baseline": wanted, "least_effect": {"novelty": 0.03}}
+        )
+        check = Check.of(version_of(store), said, settings=QUICK)
+        found = by_row.measure(store, check, Window(FIRST, SECOND))[0]
+        assert found.detail["baseline_rows"] == 500
+        assert found.least == 0.03
+        assert found.rows == (250 if "environment" in wanted else 750)
 
 
 def test_the_baseline_tells_how_new_its_own_days_are(

@@ -30,6 +30,7 @@ from embedding_tasks.monitoring.novelty import Rate
 from embedding_tasks.monitoring.sample import Ints, Records, Sample
 from embedding_tasks.monitoring.spread import Change
 from embedding_tasks.store.versions import ModelVersion
+from embedding_tasks.use_case.monitoring import Monitoring
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,44 @@ _FEWEST_RECORDS = 50
 @dataclass(frozen=True)
 class Check:
     """What is compared with what. `records` are those that are watched, of whatever
-    days. Rows of the whole, not of slices, are flagged."""
+    days; `least` is the smallest effect that matters, by metric. Rows of the whole,
+    not of slices, are flagged."""
 
     version: ModelVersion
     baseline: Records
     records: Records = field(default_factory=Records)
     settings: Settings = field(default_factory=Settings)
     least_rows: int = FEWEST_ROWS
+    least: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        version: ModelVersion,
+        monitoring: Monitoring,
+        *,
+        slice: str = "",
+        settings: Settings | None = None,
+    ) -> Check:
+        """As a use case has it."""
+        usual = monitoring.baseline
+        return cls(
+            version,
+            baseline=Records(
+                since=usual.since,
+                until=usual.last_day,
+                environments=usual.environment,
+                slice=slice,
+            ),
+            records=Records(
+                environments=monitoring.environment,
+                other_environments=usual.environment if usual.since is None else (),
+                slice=slice,
+            ),
+            settings=settings or Settings(),
+            least_rows=monitoring.least_rows,
+            least=monitoring.least_effect.model_dump(),
+        )
 
 
 def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
@@ -127,7 +159,11 @@ def _blank(
         "baseline_rows_compared": len(usual),
     }
     return {
-        name: Measured(name, check.records.slice, window, found.of, detail=facts)
+        name: Measured(
+            *(name, check.records.slice, window, found.of),
+            least=check.least.get(name),
+            detail=facts,
+        )
         for name in names
     }
 
