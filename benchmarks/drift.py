@@ -35,7 +35,15 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import harness, tweet_vectors
-from embedding_tasks.monitoring import centroid, mix
+from embedding_tasks.monitoring import (
+    centroid,
+    comparison,
+    mix,
+    novelty,
+    sample,
+    spread,
+)
+from embedding_tasks.monitoring.comparison import Settings
 from embedding_tasks.monitoring.moments import Moments
 from embedding_tasks.monitoring.rollup import BUCKETS
 
@@ -157,6 +165,19 @@ def new_topic(
     return left.only(np.arange(rows - len(chosen))).and_those(tweets.topic.only(chosen))
 
 
+def wider(
+    by: float, tweets: Tweets, left: Rows, rows: int, rng: np.random.Generator
+) -> Rows:
+    """Every row so much farther from the mean of its class, and back to length 1."""
+    chosen = left.only(np.arange(rows))
+    means = np.stack(
+        [left.vectors[left.classes == c].mean(axis=0) for c in range(CLASSES)]
+    )[chosen.classes]
+    vectors = means + (1 + by) * (chosen.vectors - means)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Rows(unit, chosen.classes)
+
+
 def prior(tweets: Tweets, left: Rows, rows: int, rng: np.random.Generator) -> Rows:
     """Half of the classes gain ten points together, the others lose them."""
     shares = tweets.shares.copy()
@@ -185,6 +206,8 @@ CHANGES: dict[str, Change] = {
     "mean 0.1 SD": partial(mean_shift, 0.1),
     "topic 1 %": partial(new_topic, 0.01),
     "topic 5 %": partial(new_topic, 0.05),
+    "spread +5 %": partial(wider, 0.05),
+    "spread +10 %": partial(wider, 0.10),
     "prior 10 pp": prior,
 }
 
@@ -210,6 +233,22 @@ def ours(baseline: Rows, window: Rows, seed: int) -> dict[str, bool]:
         "centroid within classes": within.p_value <= LEVEL,
         "centroid": plain.p_value <= LEVEL,
         "class mix": mixed.p_value <= LEVEL,
+    }
+
+
+def by_row(baseline: Rows, window: Rows, seed: int) -> dict[str, bool]:
+    compared = comparison.compare(
+        sample.of_vectors(baseline.vectors),
+        sample.of_vectors(window.vectors, len(baseline.vectors)),
+        Settings(permutations=PERMUTATIONS, seed=seed),
+    )
+    shift = spread.mmd(compared)
+    assert shift is not None
+    return {
+        "novelty": novelty.novelty(compared).p_value <= LEVEL,
+        "outliers": spread.outliers(compared).p_value <= LEVEL,
+        "spread": spread.residual(compared).p_value <= LEVEL,
+        "MMD": shift.p_value <= LEVEL,
     }
 
 
@@ -272,7 +311,7 @@ def measured(
             rng = np.random.default_rng([SEED, seed, rows])
             baseline, left = tweets.deal(rng)
             window = change(tweets, left, rows, rng)
-            for rule in (ours, evidently, nannyml):
+            for rule in (ours, by_row, evidently, nannyml):
                 for called, alarm in rule(baseline, window, seed).items():
                     alarms.setdefault(called, {}).setdefault(name, []).append(alarm)
     return {

@@ -125,6 +125,7 @@ def _places(store: Connection, use_case: int) -> list[tuple[str, sql.SQL]]:
         ("ledger", sql.SQL(of_version)),
         *((name, sql.SQL("t.key = %(key)s")) for name in vectors),
         ("input", sql.SQL(of_version)),
+        ("flag", sql.SQL(of_version)),
         ("prediction", sql.SQL(of_use_case)),
         ("label", sql.SQL(of_use_case)),
         ("record", sql.SQL(of_use_case)),

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.monitoring import outcomes
-from embedding_tasks.monitoring.comparison import compare
+from embedding_tasks.monitoring.two_versions import compare
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.monitoring.outcomes import Selection
 from embedding_tasks.monitoring.performance import Performance, Settings
