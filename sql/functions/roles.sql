@@ -169,7 +169,8 @@ BEGIN
         'REVOKE INSERT, UPDATE, DELETE ON embedline.migration, embedline.role, embedline.tenant_reader,'
             ' embedline.view, embedline.my_tenant FROM %2$I',
         'GRANT SELECT ON ALL TABLES IN SCHEMA embeddings TO %2$I, %3$I',
-        'GRANT SELECT ON embedline.status, embedline.index_status, embedline.class_probability, embedline.run,'
+        'GRANT SELECT ON embedline.status, embedline.index_status, embedline.class_probability, embedline.review,'
+            ' embedline.map, embedline.run,'
             ' embedline.my_tenant, embedline.use_case, embedline.model_version, embedline.migration TO %3$I',
         'REVOKE EXECUTE ON ALL ROUTINES IN SCHEMA embedline FROM PUBLIC',
         'GRANT EXECUTE ON ALL ROUTINES IN SCHEMA embedline TO %2$I',
