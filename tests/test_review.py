@@ -96,6 +96,23 @@ def test_a_label_that_the_head_does_not_know_is_the_neighbors_alone_to_judge(
     assert all(flag.detail["model"] is None for flag in nines)
 
 
+def test_probabilities_that_are_none_and_classes_nobody_has_do_no_harm(
+    store: Connection,
+) -> None:
+    vectors, labels = digits()
+    vectors, labels = vectors[:300], labels[:300]
+    classes = ["unheard of", *sorted({*labels})]
+    probabilities = np.full((300, len(classes)), 1 / len(classes))
+    probabilities[0] = np.nan
+    probabilities[1] = 0
+    version = labelled_store.make(
+        store, vectors, labels, classes=classes, probabilities=probabilities
+    )
+    flags = label_quality.suspects(label_quality.read(store, version))
+    assert all(np.isfinite(flag.score) for flag in flags)
+    assert "unheard of" not in {flag.detail["suggested"] for flag in flags}
+
+
 @pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
 def test_neighbors_by_products_are_those_that_the_server_finds(
     store: Connection, distance: str, monkeypatch: pytest.MonkeyPatch

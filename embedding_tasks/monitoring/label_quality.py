@@ -105,12 +105,12 @@ def suspects(labelled: Labelled) -> list[Flag]:
     2: cleanlab's normalized margin, the other way round."""
     from cleanlab.rank import get_label_quality_scores
 
-    classes, own = np.unique(labelled.labels, return_inverse=True)
-    if not 2 <= len(classes) <= MOST_CLASSES or not labelled.near.rows.shape[1]:
+    classes = set(labelled.labels)
+    if not 2 <= len(classes) <= MOST_CLASSES:
         _tell_of_classes(len(classes))
         return []
-    known = np.union1d(classes, labelled.classes)
-    own = np.searchsorted(known, labelled.labels)
+    known = sorted(classes.union(labelled.classes))
+    own = _numbered(labelled.labels, known)
     votes = _votes(labelled.near, own, len(known))
     head = _head(labelled, known, own)
     likely = np.where(np.isnan(head), votes, (head + votes) / 2)
@@ -123,7 +123,7 @@ def suspects(labelled: Labelled) -> list[Flag]:
             *(labelled.keys[n], labelled.units[n], "label", float(scores[n])),
             detail={
                 "label": labelled.labels[n],
-                "suggested": str(known[others[n]]),
+                "suggested": known[others[n]],
                 "neighbors": _of_both(votes[n], own[n], others[n]),
                 "model": _of_both(head[n], own[n], others[n]),
             },
@@ -152,18 +152,19 @@ def _votes(near: Neighbors, own: Ints, classes: int) -> Floats:
     return shares
 
 
-def _head(labelled: Labelled, known: npt.NDArray[np.str_], own: Ints) -> Floats:
+def _head(labelled: Labelled, known: Sequence[str], own: Ints) -> Floats:
     """The head's probabilities (rows, classes); NaN where it gave none, or does not
     know the label's class: of that it has nothing to say."""
     head = np.full((len(own), len(known)), np.nan)
     rows = np.fromiter(labelled.probabilities, np.int64, len(labelled.probabilities))
     if not len(rows):
         return head
-    places = np.searchsorted(known, labelled.classes)
-    taught = np.isin(own[rows], places)
-    head[rows[taught]] = 0
-    given = np.array(list(labelled.probabilities.values()))[taught]
-    head[rows[taught, None], places] = given / given.sum(axis=1, keepdims=True)
+    given = np.array(list(labelled.probabilities.values()))
+    sums = given.sum(axis=1, keepdims=True)
+    places = _numbered(labelled.classes, known)
+    usable = np.isin(own[rows], places) & (np.isfinite(sums) & (sums > 0))[:, 0]
+    head[rows[usable]] = 0
+    head[rows[usable, None], places] = given[usable] / sums[usable]
     return head
 
 
@@ -191,10 +192,11 @@ def conflicts(labelled: Labelled, distance: str) -> list[Flag]:
     """Of two that are nearly the same and have different labels, both. Only within one
     tenant: nobody is told of another's record. The score is 1 for the same vector, 0 at
     the distance from which on vectors are not nearly the same."""
-    if distance == "inner_product" or not labelled.near.rows.shape[1]:
+    nearest = labelled.near.distances[:, :1]
+    nearest = nearest[np.isfinite(nearest)]
+    if distance == "inner_product" or not len(nearest):
         return []
-    nearest = labelled.near.distances[:, 0]
-    near = max(NEAR * float(np.median(nearest[np.isfinite(nearest)])), _ZERO)
+    near = max(NEAR * float(np.median(nearest)), _ZERO)
     return [
         Flag(
             *(labelled.keys[n], labelled.units[n], "conflict", 1 - far / near),
@@ -212,8 +214,8 @@ def conflicts(labelled: Labelled, distance: str) -> list[Flag]:
 
 def _conflicting(labelled: Labelled, near: float) -> Iterator[tuple[int, int, float]]:
     """Each with the nearest that contradicts it."""
-    _, own = np.unique(labelled.labels, return_inverse=True)
-    of = _numbered(labelled.tenants)
+    own = _numbered(labelled.labels, sorted({*labelled.labels}))
+    of = _numbered(labelled.tenants, list({*labelled.tenants}))
     rows = labelled.near.rows
     differ = (labelled.near.distances <= near) & (own[rows] != own[:, None])
     differ &= (of[rows] == of[:, None]) & (rows >= 0)
@@ -223,6 +225,6 @@ def _conflicting(labelled: Labelled, near: float) -> Iterator[tuple[int, int, fl
         yield n, int(rows[n, place]), float(labelled.near.distances[n, place])
 
 
-def _numbered(values: Sequence[str | None]) -> Ints:
-    numbers = {value: n for n, value in enumerate(dict.fromkeys(values))}
+def _numbered(values: Sequence[str | None], among: Sequence[str | None]) -> Ints:
+    numbers = {value: n for n, value in enumerate(among)}
     return np.array([numbers[value] for value in values], np.int64)

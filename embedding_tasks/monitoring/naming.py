@@ -1,8 +1,9 @@
 """Names for groups of texts: the words that tell each from the rest.
 
-A word's weight in a group is how often it comes there, times log(1 + A / f): A words a
-group has on average, f times the word comes in all of them (class tf-idf: Grootendorst,
-BERTopic, https://arxiv.org/abs/2203.05794).
+A word weighs the share of the group's texts that have it, times the logarithm of how
+many times that is its share of the rest: what it adds to the divergence of the two
+(Kullback and Leibler, 1951). With class tf-idf, which compares with all groups
+together, "to" and "and" were among the names of tweets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ WORDS = 4
 # A name tells of many records, and not what one of them says.
 FEWEST_TEXTS = 5
 _MOST_WORDS = 50_000
+_TINY = 1e-12
 
 
 def names(
@@ -33,19 +35,25 @@ def names(
     except ValueError:  # no word is left
         return [""] * count
     words = counter.get_feature_names_out()
-    in_groups = np.stack(
+    sizes = np.bincount(groups, minlength=count)
+    inside = np.stack(
         [
             np.asarray(counted[groups == group].sum(axis=0)).ravel()
             for group in range(count)
         ]
     )
-    return [_name(row, words) for row in _weights(in_groups)]
+    return [_name(row, words) for row in _weights(inside, sizes[:, None])]
 
 
-def _weights(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    average = counts.sum() / len(counts)
-    weights: npt.NDArray[np.float64] = counts * np.log1p(average / counts.sum(axis=0))
-    weights[counts < FEWEST_TEXTS] = 0
+def _weights(
+    inside: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """`inside` (groups, words): texts of the group that have the word; `sizes`
+    (groups, 1)."""
+    shares = inside / np.maximum(sizes, 1)
+    rest = (inside.sum(axis=0) - inside + 1) / (sizes.sum() - sizes + 1)
+    weights: npt.NDArray[np.float64] = shares * np.log((shares + _TINY) / rest)
+    weights[inside < FEWEST_TEXTS] = 0
     return weights
 
 

@@ -11,16 +11,6 @@ $$;
 COMMENT ON FUNCTION embedline.labelled(embedline.model_version) IS
     'Every vector of a model version that has a label, with it: of a word or an entity its own, of an object the record''s';
 
--- Of all labels of a record, whatever they belong to; null where it has none.
-CREATE OR REPLACE FUNCTION embedline.labels_digest(use_case_id int, record_key text)
-RETURNS bytea
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT sha256(convert_to(string_agg(ROW(l.unit, l.span, l.label)::text, E'\n' ORDER BY l.unit), 'UTF8'))
-      FROM embedline.label l WHERE l.use_case = use_case_id AND l.key = record_key
-$$;
-
 CREATE OR REPLACE FUNCTION embedline.dismiss(
     use_case text, key text, kind text, unit int DEFAULT 0, feature text DEFAULT NULL, remark text DEFAULT NULL)
 RETURNS boolean
@@ -34,7 +24,8 @@ BEGIN
     INSERT INTO embedline.dismissed AS d
            (use_case, feature, key, unit, kind, input_hash, labels, dismissed_by, remark)
     SELECT version.use_case, version.feature, f.key, f.unit, f.kind, l.want_hash,
-           embedline.labels_digest(version.use_case, f.key), embedline.asker(), remark
+           (SELECT g.digest FROM embedline.labels_digest g WHERE g.use_case = version.use_case AND g.key = f.key),
+           embedline.asker(), remark
       FROM embedline.flag f
       JOIN embedline.ledger l ON l.model_version = f.model_version AND l.key = f.key AND l.want_hash IS NOT NULL
      WHERE f.model_version = version.id AND f.key = dismiss.key AND f.unit = dismiss.unit AND f.kind = dismiss.kind

@@ -37,7 +37,8 @@ WHERE NOT EXISTS (
         SELECT FROM embedline.dismissed d
          WHERE d.use_case = u.id AND d.feature = m.feature AND d.key = f.key AND d.unit = f.unit
            AND d.kind = f.kind AND d.input_hash = g.want_hash
-           AND d.labels IS NOT DISTINCT FROM embedline.labels_digest(u.id, f.key))
+           AND d.labels IS NOT DISTINCT FROM (
+               SELECT h.digest FROM embedline.labels_digest h WHERE h.use_case = u.id AND h.key = f.key))
   AND (t.all_seen
        OR EXISTS (SELECT FROM embedline.my_tenant own
                    WHERE own.tenant = r.tenant AND (own.use_case IS NULL OR own.use_case = u.id)));
