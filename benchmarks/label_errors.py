@@ -111,7 +111,7 @@ def _judged(
     alone = Labelled(
         *([str(n) for n in range(count)], [0] * count),
         *([str(label) for label in classes[planted.labels]], [None] * count),
-        *(near, [str(label) for label in classes], {}),
+        *("cosine", near, [str(label) for label in classes], {}),
     )
     found = {"neighbors alone": _by_list(alone, planted)}
     for how, probabilities in _heads(vectors, planted, seed).items():
