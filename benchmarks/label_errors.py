@@ -5,7 +5,7 @@
 
 Five labels of a hundred are made another one at random, in real data whose own labels
 are kept as right, though some of them are wrong, too: 38,158 tweets (MiniLM's vectors,
-three sentiments, of which annotators themselves are sure of about three in four) and
+three sentiments, which neighbors and models agree with in three of four) and
 5,000 handwritten digits (50 principal components of their pixels). The head is a
 logistic regression that has learned from the wrong labels, as a model in production
 has: on the same records ("own"), or by halves on the others ("held out").
