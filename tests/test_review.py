@@ -156,6 +156,22 @@ def test_too_many_to_compare_without_an_index_say_what_to_do(
     assert listed(store, "label") == []
 
 
+@pytest.mark.parametrize("labels", [["a", "b"], ["a", "b", "b"], [*"abcdefgh"] * 2])
+def test_few_labels_are_no_trouble(store: Connection, labels: list[str]) -> None:
+    version = labelled_store.make(store, digits()[0][: len(labels)], labels)
+    found = review.refresh(store, version)
+    assert found["label"] <= len(labels)
+
+
+def test_more_classes_than_can_be_judged_are_said_to_be(
+    store: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(1001, 4))
+    version = labelled_store.make(store, vectors, [f"class {n}" for n in range(1001)])
+    assert review.refresh(store, version)["label"] == 0
+    assert "1001 labels of 1001 classes" in caplog.text
+
+
 @pytest.mark.parametrize("labels", [[None] * 30, ["a"] * 30, ["a", *[None] * 29]])
 def test_labels_that_cannot_contradict_each_other_are_not_suspected(
     store: Connection, labels: list[str | None]

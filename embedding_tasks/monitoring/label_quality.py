@@ -37,6 +37,8 @@ NEIGHBORS = 50
 _FEWEST = 5
 # Of labels that nearly every record has one of its own, none can be suspected.
 MOST_CLASSES = 1000
+# Probabilities, of vectors by classes: 800 MB, and as much again for each step.
+MOST_CELLS = 100_000_000
 # cleanlab's threshold of near duplicates, of the median distance to the nearest.
 NEAR = 0.13
 # What a float's rounding makes of no distance at all.
@@ -66,8 +68,10 @@ def find(store: Connection, version: ModelVersion, k: int = NEIGHBORS) -> list[F
 
 
 def read(store: Connection, version: ModelVersion, k: int = NEIGHBORS) -> Labelled:
-    """All of one moment. Leaves nothing in the session."""
+    """All of one moment, so not to be called in a transaction. Leaves nothing in the
+    session."""
     with store.transaction(force_rollback=True):
+        store.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         take_time(store)
         store.execute(
             'CREATE TEMP TABLE labelled (n int, key text COLLATE "C", unit int,'
@@ -116,10 +120,9 @@ def suspects(labelled: Labelled) -> list[Flag]:
     from cleanlab.rank import get_label_quality_scores
 
     classes = set(labelled.labels)
-    if not 2 <= len(classes) <= MOST_CLASSES:
-        _tell_of_classes(len(classes))
-        return []
     known = sorted(classes.union(labelled.classes))
+    if len(classes) < 2 or _are_too_many(len(known), len(labelled.labels)):
+        return []
     own = _numbered(labelled.labels, known)
     votes = _votes(labelled, own, len(known))
     head = _head(labelled, known, own)
@@ -142,12 +145,15 @@ def suspects(labelled: Labelled) -> list[Flag]:
     ]
 
 
-def _tell_of_classes(count: int) -> None:
-    if count > MOST_CLASSES:
-        log.warning(
-            "labels have %d values: no error is looked for among more than %d",
-            *(count, MOST_CLASSES),
-        )
+def _are_too_many(classes: int, labels: int) -> bool:
+    if classes <= MOST_CLASSES and classes * labels <= MOST_CELLS:
+        return False
+    log.warning(
+        "%d labels of %d classes: errors are looked for among up to %d classes, and %d"
+        " labels times classes",
+        *(labels, classes, MOST_CLASSES, MOST_CELLS),
+    )
+    return True
 
 
 def _votes(labelled: Labelled, own: Ints, classes: int) -> Floats:

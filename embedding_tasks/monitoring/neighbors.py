@@ -20,9 +20,9 @@ from embedding_tasks.monitoring.vectors import Block, Ints, Vectors
 from embedding_tasks.store import decode, index, migrate
 from embedding_tasks.store.versions import ModelVersion
 
-# Measured at 384 dimensions: 20,000 take 16 s of one processor exactly and 20 s through
-# the index; 100,000 seven minutes, and 150 MB.
-EXACT = 20_000
+# Measured at 384 dimensions on one processor: exactly, 38,000 take a minute, and seven
+# times that for 100,000; through the index each takes 3.4 ms.
+EXACT = 50_000
 MOST_EXACT = 100_000
 # Distances that are held at once: a quarter of a gigabyte, with what sorts them.
 _CELLS = 20_000_000
