@@ -1,10 +1,10 @@
--- Rows that somebody should look at.
+-- Rows that monitoring has found worth a look.
 
 CREATE TABLE embedline.flag (
     model_version int NOT NULL REFERENCES embedline.model_version,
     key           text COLLATE "C" NOT NULL,
     unit          int NOT NULL,
-    kind          text NOT NULL,
+    kind          text COLLATE "C" NOT NULL,
     day           date NOT NULL,
     score         float8 NOT NULL,
     cluster       int,
@@ -12,13 +12,17 @@ CREATE TABLE embedline.flag (
     found_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (model_version, key, unit, kind)
 );
-COMMENT ON TABLE embedline.flag IS 'rows that monitoring has found something about; embedline.review shows them';
-COMMENT ON COLUMN embedline.flag.model_version IS 'whose vector, prediction or input it is about';
+CREATE INDEX flag_ranked ON embedline.flag (model_version, kind, score DESC);
+COMMENT ON TABLE embedline.flag IS
+    'vectors that somebody should look at, as they were last found; embedline.flags leaves out those of vectors that are gone or were made again since';
+COMMENT ON COLUMN embedline.flag.model_version IS 'model_version.id: whose vector it is';
 COMMENT ON COLUMN embedline.flag.key IS 'the record''s';
-COMMENT ON COLUMN embedline.flag.unit IS '0: the whole record; else the number of its part';
-COMMENT ON COLUMN embedline.flag.kind IS 'what was found';
-COMMENT ON COLUMN embedline.flag.day IS 'of the record, UTC';
-COMMENT ON COLUMN embedline.flag.score IS 'larger: look at it first';
-COMMENT ON COLUMN embedline.flag.cluster IS 'the group of rows it was found with; null: none';
-COMMENT ON COLUMN embedline.flag.detail IS 'why';
-COMMENT ON COLUMN embedline.flag.found_at IS 'when it was first found';
+COMMENT ON COLUMN embedline.flag.unit IS '0: the whole record; else which of its words, entities or objects';
+COMMENT ON COLUMN embedline.flag.kind IS
+    'why: novel (most of its nearest neighbours came with it), outlier (farther from the baseline than 99 % of that itself), and others; docs/monitoring.md has them all';
+COMMENT ON COLUMN embedline.flag.day IS 'it belongs to, UTC, as in embedline.rollup';
+COMMENT ON COLUMN embedline.flag.score IS 'the larger, the sooner to be looked at; comparable within a kind';
+COMMENT ON COLUMN embedline.flag.cluster IS
+    'novel: which group of its window it is of, 1 is the largest, as in the detail of embedline.measurement; null: none';
+COMMENT ON COLUMN embedline.flag.detail IS 'more, by kind';
+COMMENT ON COLUMN embedline.flag.found_at IS 'when';
