@@ -32,7 +32,7 @@ demo: $(INSTALLED)  ## the main job on real tweets, through Airflow (DEMO_ROWS=a
 
 test: $(INSTALLED)  ## lint, types and tests
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(INSTALLED)  ## storms, then a verdict (SEED=1-20 DURATION=20 MUTANT="no fence")
 	@$(BIN)/python -m tests.chaos --seeds $(SEED) --seconds $(DURATION) $(if $(MUTANT),--mutant "$(MUTANT)" --rounds 30)

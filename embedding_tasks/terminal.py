@@ -122,6 +122,24 @@ def maintaining(
     return show
 
 
+def watching(
+    progress: Progress, name: str, stopped: Event
+) -> Callable[[str, int, int], None]:
+    tasks: dict[str, TaskID] = {}
+
+    def show(phase: str, done: int, of: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        title = f"{phase} {name}"
+        if title not in tasks:
+            tasks[title] = progress.add_task(title, total=of, said="")
+        progress.update(tasks[title], completed=done, total=of)
+        if not err.is_terminal and done == of:
+            err.print(f"{title}: {done} of {of}", highlight=False)
+
+    return show
+
+
 def expectation(counts: Mapping[str, Any]) -> str:
     """How long a dry run's records would take."""
     workers = counts["workers"]

@@ -28,19 +28,14 @@ def minilm() -> Path:
 def make_model(
     minilm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """A BERT with seeded random weights and MiniLM's tokenizer: `head` adds a
+    """A BERT with seeded random weights and a real tokenizer: `head` adds a
     classification head of three classes."""
     import torch
-    from transformers import (
-        AutoTokenizer,
-        BertConfig,
-        BertForSequenceClassification,
-        BertModel,
-    )
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     def make(*, hidden: int = 32, seed: int = 0, head: bool = True) -> Path:
         torch.manual_seed(seed)
-        tokenizer = AutoTokenizer.from_pretrained(minilm)
+        tokenizer = text_models.wordpiece(minilm)
         config = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=hidden,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -17,25 +20,34 @@ from embedding_tasks.local import postgres
 from embedding_tasks.store import migrate
 
 _numbers = count()
+RAM = "/dev/shm"
+ENOUGH = 2 * 2**30
+
+
+def in_ram() -> bool:
+    """A disk spends more on the files of two databases than most tests on all else."""
+    return os.access(RAM, os.W_OK) and shutil.disk_usage(RAM).free > ENOUGH
 
 
 @pytest.fixture(scope="session")
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
     """A connection string with the right to create databases."""
     if dsn := request.config.getoption("--test-dsn"):
         yield dsn
         return
-    home = tmp_path_factory.mktemp("server")
-    with (
-        start_server(home) as conninfo,
-        psycopg.connect(conninfo, autocommit=True) as connection,
-    ):
-        connection.execute("ALTER SYSTEM SET fsync = off")
-        connection.execute("ALTER SYSTEM SET max_prepared_transactions = 10")
-    with start_server(home) as conninfo:
-        yield conninfo
+    with tempfile.TemporaryDirectory(
+        prefix="embedline-tests-", dir=RAM if in_ram() else None
+    ) as folder:
+        home = Path(folder)
+        with (
+            start_server(home) as conninfo,
+            psycopg.connect(conninfo, autocommit=True) as connection,
+        ):
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("ALTER SYSTEM SET max_wal_size = '512MB'")
+            connection.execute("ALTER SYSTEM SET max_prepared_transactions = 10")
+        with start_server(home) as conninfo:
+            yield conninfo
 
 
 @contextmanager
@@ -57,16 +69,24 @@ def template(server: str) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def copying(server: str) -> sql.SQL:
+    """The cheaper one: in memory files, on a disk the log."""
+    return sql.SQL("FILE_COPY" if f"host={RAM}" in server else "WAL_LOG")
+
+
 @pytest.fixture
-def make_database(server: str) -> Iterator[Callable[..., str]]:
+def make_database(server: str, copying: sql.SQL) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def make(template: str | None = None) -> str:
         name = f"test_{next(_numbers)}"
         with psycopg.connect(server, autocommit=True) as admin:
             admin.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                    sql.Identifier(name), sql.Identifier(template or "template0")
+                sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}").format(
+                    sql.Identifier(name),
+                    sql.Identifier(template or "template0"),
+                    copying,
                 )
             )
         made.append(name)

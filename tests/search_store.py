@@ -78,8 +78,8 @@ def make(
     vectors = vectors.astype(np.float16 if storage == "halfvec" else np.float32)
     rows = [_row(number, int(heap)) for number, heap in enumerate(heaps)]
     with store.transaction():
-        table = _describe(store, name, dims, storage, distance)
-        _fill(store, name, table, rows, vectors)
+        table = describe(store, name, dims, storage, distance)
+        fill(store, name, table, rows, vectors)
     store.execute("ANALYZE")
     return Made(name, distance, rows, vectors.astype(np.float64), table)
 
@@ -97,7 +97,7 @@ def _row(number: int, heap: int) -> Row:
     )
 
 
-def _describe(
+def describe(
     store: Connection, name: str, dims: int, storage: str, distance: str
 ) -> str:
     table = f"vector_{name}_v1"
@@ -121,7 +121,7 @@ def _describe(
     return table
 
 
-def _fill(
+def fill(
     store: Connection, name: str, table: str, rows: Sequence[Row], vectors: np.ndarray
 ) -> None:
     ids = store.execute(

@@ -22,6 +22,7 @@ from embedding_tasks.errors import ConfigError
 from embedding_tasks.use_case import Everything
 from tests.fix_cli import Command
 from tests.fix_project import Project
+from tests.forked import Forked
 
 Write = Callable[..., None]
 
@@ -191,7 +192,8 @@ def test_without_any_configuration_the_store_is_embedded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBEDLINE_PROJECT", str(tmp_path))
-    monkeypatch.delenv("EMBEDLINE_STORE_DSN", raising=False)
+    for name in ("EMBEDLINE_HOME", "EMBEDLINE_STORE_DSN"):
+        monkeypatch.delenv(name, raising=False)
     assert "nothing has run yet" in in_a_process("status")
     assert (tmp_path / ".embedline" / "postgres" / "PG_VERSION").exists()
     assert not (tmp_path / ".embedline" / "postgres" / "postmaster.pid").exists()
@@ -286,12 +288,7 @@ def test_a_run_that_is_stopped_says_that_nothing_is_lost(
 ) -> None:
     project.use_case(batch={"claim": 1, "tokens": 1})
     write_messages(range(3000))
-    running = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "embedding_tasks", "run", "messages"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    running = Forked("embedding_tasks", "run", "messages")
     deadline = time.monotonic() + 60
     while not any(n["stored"] for n in status.of(store)):
         assert time.monotonic() < deadline

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from embedding_tasks.encoders import Encoder, Runtime
 from embedding_tasks.run import Request
 from embedding_tasks.store.versions import ModelVersion
 from tests.fix_project import Project
+from tests.forked import Forked
 
-Process = subprocess.Popen[str]
-Start = Callable[..., Process]
+Start = Callable[..., Forked]
 Open = Callable[[], Connection]
 # As torch names the GPUs of a machine; no two machines share one.
 NAMES = {0: "GPU-a", 1: "GPU-b"}
@@ -37,27 +37,17 @@ def open_a_store(store_dsn: str) -> Open:
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, store_dsn: str) -> Iterator[Start]:
     monkeypatch.setenv("EMBEDLINE_STORE_DSN", store_dsn)
-    started: list[Process] = []
+    with ExitStack() as started:
 
-    def process(*names: str) -> Process:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.device_process"]
-        made = subprocess.Popen(
-            [*command, *(names or NAMES.values())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(made)
-        return made
+        def process(*names: str) -> Forked:
+            made = Forked("tests.device_process", *(names or NAMES.values()))
+            started.callback(made.kill)
+            return made
 
-    yield process
-    for made in started:
-        made.kill()
-        made.communicate()
+        yield process
 
 
-def said(process: Process) -> str:
-    assert process.stdout is not None
+def said(process: Forked) -> str:
     return process.stdout.readline().strip()
 
 
@@ -284,26 +274,17 @@ def start_worker(full_use_case: Project) -> Iterator[Start]:
         encoder={"device": "auto"}, batch={"claim": 4, "lease_seconds": 5}
     )
     run.sync_stage(full_use_case.request())
-    started: list[Process] = []
+    with ExitStack() as started:
 
-    def process(*arguments: str) -> Process:
-        made = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.worker_process", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(made)
-        return made
+        def process(*arguments: str) -> Forked:
+            made = Forked("tests.worker_process", *arguments)
+            started.callback(made.kill)
+            return made
 
-    yield process
-    for made in started:
-        made.kill()
-        made.communicate()
+        yield process
 
 
-def go(process: Process) -> None:
-    assert process.stdin is not None
+def go(process: Forked) -> None:
     process.stdin.write("go\n")
     process.stdin.flush()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,7 +22,7 @@ from tests.fix_models import ENCODE, Family
 from tests.fix_project import EndState, Project, row_versions, sync
 from tests.test_entities import JOIN, SENTENCES, TAGS
 from tests.test_outbox import install
-from tests.test_run import KILLED_RUN
+from tests.test_run import run_and_die
 
 Write = Callable[..., None]
 Rows = dict[tuple[str, int], tuple[Any, ...]]
@@ -385,10 +384,7 @@ DEATHS = [
 def test_killed_at_any_point_and_run_again_it_ends_as_if_nothing_had_happened(
     rewritten: Project, store: Connection, point: str, number: int, when: str
 ) -> None:
-    killed = subprocess.run(
-        [*KILLED_RUN, point, str(number), when, "fresh"], capture_output=True, text=True
-    )
-    assert killed.returncode == -9, killed.stderr
+    run_and_die(point, number, when, "fresh")
     counts = rewritten.run(external_id="killed", fresh=True)
     assert counts["embedded"] == 72  # of the whole run, its earlier life included
     assert states(store) == [(2, "active")]

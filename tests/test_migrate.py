@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +34,8 @@ def test_many_inits_at_once_apply_each_file_once(
 
     with ThreadPoolExecutor(6) as pool:
         applied = [name for names in pool.map(init, range(6)) for name in names]
-    assert sorted(applied) == sorted(name for name, _ in migrate._files())
+    files = migrate._files(migrate.FOLDER)
+    assert sorted(applied) == sorted(name for name, _ in files)
 
 
 def test_a_store_that_was_never_initialised_is_refused(
@@ -57,16 +59,18 @@ def test_a_store_of_a_newer_version_is_refused(store: Connection) -> None:
 def test_an_edited_migration_is_refused_and_an_edited_view_applied(
     store: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in ("migrations", "functions", "views"):
-        (tmp_path / room).mkdir()
-        for file in (migrate.FOLDER / room).glob("*.sql"):
-            (tmp_path / room / file.name).write_text(file.read_text())
-    monkeypatch.setattr(migrate, "FOLDER", tmp_path)
-    view = tmp_path / "views" / "status.sql"
-    view.write_text(view.read_text() + "\n-- a remark\n")
+    ours = migrate.FOLDER
+
+    def edit(name: str) -> None:
+        folder = tmp_path / Path(name).stem
+        shutil.copytree(ours, folder)
+        with (folder / name).open("a") as file:
+            file.write("\n-- a remark\n")
+        monkeypatch.setattr(migrate, "FOLDER", folder)
+
+    edit("views/status.sql")
     assert migrate.apply(store) == ["views/status.sql"]
-    migration = next((tmp_path / "migrations").glob("*.sql"))
-    migration.write_text(migration.read_text() + "\n-- a remark\n")
+    edit("migrations/0001_machine_room.sql")
     with pytest.raises(StoreError, match="was changed after it was applied"):
         migrate.apply(store)
 
@@ -127,13 +131,12 @@ def test_a_schema_that_would_end_the_text_of_a_function_is_refused(
 @pytest.fixture
 def first_release(make_database: Callable[..., str]) -> Iterator[Connection]:
     """A store as the first release made it, but for its functions and views."""
-    name = "migrations/0001_machine_room.sql"
+    first, *_ = migrate._files(migrate.FOLDER)
+    assert first[0] == "migrations/0001_machine_room.sql"
     with connect(make_database(), role="store") as store:
         with store.transaction():
             migrate._prepare(store)
-            migrate._run(
-                store, name, (migrate.FOLDER / name).read_text(), "public", None
-            )
+            migrate._run(store, *first, "public", None)
         yield store
 
 

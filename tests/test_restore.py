@@ -19,7 +19,7 @@ from embedding_tasks.connections import Connection, as_environment, connect
 from embedding_tasks.local.postgres import binary
 from embedding_tasks.store import migrate, versions
 from tests.fix_project import Project, end_state, vector_versions
-from tests.test_run import KILLED_RUN
+from tests.test_run import run_and_die
 
 Restore = Callable[..., str]
 DUMP = ("-Fc", "-n", "embedline", "-n", "embeddings")
@@ -137,9 +137,7 @@ def test_a_restored_store_goes_on_where_the_dumped_one_was(
 def test_a_store_dumped_in_the_middle_of_a_run_is_healed_by_the_next(
     full_use_case: Project, store: Connection, store_dsn: str, restore: Restore
 ) -> None:
-    point = ["embedding_tasks.pipeline.isolate", "5", "after"]
-    killed = subprocess.run([*KILLED_RUN, *point], capture_output=True)
-    assert killed.returncode == -9, killed.stderr
+    run_and_die("embedding_tasks.pipeline.isolate", 5, "after")
     # on its way to another store, its runs stay under way for ever
     with closing(connect(restore(dump(store_dsn)), role="store")) as copy:
         leased = copy.execute(

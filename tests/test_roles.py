@@ -370,6 +370,30 @@ def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(
     assert roles.statements(store, Names.of(prefix))[0].startswith("REVOKE ALL")
 
 
+def test_roles_of_another_prefix_take_the_rights_of_the_first(
+    project: Project,
+    embedline: Command,
+    prefix: str,
+    store_dsn: str,
+    login: Callable[..., str],
+) -> None:
+    kinds = ("owner", "writer", "reader")
+    embedline("init", "--roles", "--prefix", prefix)
+    first = {
+        kind: login(store_dsn, f"first_{kind}", f"{prefix}_{kind}") for kind in kinds
+    }
+    assert ask(first["reader"], "SELECT count(*) FROM embedline.status")
+    embedline("init", "--roles", "--prefix", f"{prefix}_new")
+    for kind in kinds:
+        for schema in ("embedline", "embeddings"):
+            may = "SELECT has_schema_privilege(%s, %s, 'USAGE')"
+            assert ask(store_dsn, may, f"{prefix}_{kind}", schema) == [(False,)]
+            now = ask(store_dsn, may, f"{prefix}_new_{kind}", schema)
+            assert now == [(True,)]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            ask(first[kind], "SELECT count(*) FROM embedline.status")
+
+
 def test_who_may_make_no_roles_is_given_the_sql_for_who_may(
     make_database: Callable[..., str],
     embedline: Command,

@@ -14,7 +14,7 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.encoders.text import TextEncoder
-from embedding_tasks.monitoring import rollup
+from embedding_tasks.monitoring import cells, rollup
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from tests.fix_project import Project
@@ -50,7 +50,7 @@ def vectors(store: Connection, day: date) -> np.ndarray:
 
 
 def assert_summed_up(store: Connection, day: date) -> None:
-    moments = rollup.cells(store, version_of(store), day, day).moments
+    moments = cells.of_days(store, version_of(store), day, day).all
     wanted = vectors(store, day)
     assert len(moments) == len(wanted)
     np.testing.assert_allclose(moments.mean, wanted.mean(axis=0), atol=1e-6)
@@ -64,13 +64,12 @@ def test_any_days_are_the_mean_and_the_spread_of_their_vectors(
     assert refreshed(store) == ([FIRST, SECOND], [])
     assert_summed_up(store, FIRST)
     assert_summed_up(store, SECOND)
-    everything = rollup.cells(store, version_of(store))
-    assert len(everything.moments) == 180
+    everything = cells.of_days(store, version_of(store))
+    assert len(everything.all) == 180
     predicted = store.execute(
         "SELECT prediction, count(*) FROM embeddings.messages GROUP BY 1"
     ).fetchall()
-    counts = np.bincount(everything.moments.classes, everything.moments.counts)
-    assert dict(zip(everything.labels, counts, strict=True)) == dict(predicted)
+    assert everything.counts(everything.all) == dict(predicted)
 
 
 def test_nothing_is_summed_up_twice(two_days: Project, store: Connection) -> None:
@@ -125,7 +124,7 @@ def test_a_day_without_vectors_goes(
     db.execute("DELETE FROM messages WHERE id >= 1440")
     two_days.run()
     assert refreshed(store) == ([], [SECOND])
-    assert len(rollup.cells(store, version_of(store), SECOND).moments) == 0
+    assert len(cells.of_days(store, version_of(store), SECOND).all) == 0
 
 
 def test_a_label_sums_up_no_vector_anew(
@@ -186,15 +185,15 @@ def test_two_at_once_leave_every_day_summed_up_once(
     with ThreadPoolExecutor(4) as pool:
         done = sorted(changed for changed, _ in pool.map(one, range(4)))
     assert done == [[], [], [], [FIRST, SECOND]]
-    assert len(rollup.cells(store, version_of(store)).moments) == 180
+    assert len(cells.of_days(store, version_of(store)).all) == 180
 
 
 def test_no_sum_holds_a_forgotten_record(two_days: Project, store: Connection) -> None:
     refreshed(store)
     version = version_of(store)
-    before = rollup.cells(store, version, SECOND, SECOND).moments
+    before = cells.of_days(store, version, SECOND, SECOND).all
     forgetting.forget(store, version.use_case, "1450")
-    left = rollup.cells(store, version, SECOND, SECOND).moments
+    left = cells.of_days(store, version, SECOND, SECOND).all
     assert len(set(before.buckets) - set(left.buckets)) == 1
     assert refreshed(store) == ([FIRST, SECOND], [])
     assert_summed_up(store, SECOND)

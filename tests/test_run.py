@@ -24,6 +24,7 @@ from embedding_tasks.store import versions
 from embedding_tasks.use_case import Window
 from tests.fix_models import ENCODE, poison
 from tests.fix_project import EndState, Project, end_state
+from tests.forked import Forked
 
 Write = Callable[..., None]
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -84,7 +85,6 @@ def test_a_backfill_after_the_fact_ends_as_one_full_run(
     end_state(store).assert_same(wanted)
 
 
-KILLED_RUN = [sys.executable, "-W", "ignore", "-m", "tests.killed_run"]
 DEATHS = [
     # sync: before anything is applied, half applied, all but committed
     ("embedding_tasks.source.snapshot.position", 1, "after"),
@@ -106,17 +106,18 @@ DEATHS = [
 ]
 
 
+def run_and_die(point: str, number: int, when: str, *options: str) -> None:
+    killed = Forked("tests.killed_run", point, str(number), when, *options)
+    _, errors = killed.communicate()
+    assert killed.returncode == -9, errors
+
+
 @pytest.mark.parametrize(("point", "number", "when"), DEATHS)
 def test_a_run_killed_at_any_point_and_run_again_ends_as_one_full_run(
     full_use_case: Project, store: Connection, point: str, number: int, when: str
 ) -> None:
     wanted = once(full_use_case, store)
-    killed = subprocess.run(
-        [*KILLED_RUN, point, str(number), when],
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -9, killed.stderr
+    run_and_die(point, number, when)
     counts = full_use_case.run(external_id="killed")
     end_state(store).assert_same(wanted)
     assert counts["embedded"] == 120  # of the whole run, its earlier life included
@@ -126,8 +127,7 @@ def test_another_run_takes_over_from_a_killed_one_when_its_lease_is_up(
     full_use_case: Project, store: Connection
 ) -> None:
     wanted = once(full_use_case, store)
-    point = ["embedding_tasks.pipeline.isolate", "2", "after"]
-    subprocess.run([*KILLED_RUN, *point], capture_output=True)
+    run_and_die("embedding_tasks.pipeline.isolate", 2, "after")
     numbers = status.of(store)[0]
     assert numbers["leased"] in (16, 32)  # one lease in each lane
     assert full_use_case.run()["embedded"] == 120 - numbers["stored"]

@@ -26,6 +26,7 @@ from embedding_tasks.store import trained, versions
 from embedding_tasks.training import Epoch
 from tests import trained_references
 from tests.fix_project import Project
+from tests.forked import Forked
 
 KINDS = ("autoencoder", "gan")
 
@@ -367,7 +368,6 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
     run.train_stage(project.request())
     with pytest.raises(KilledError):
         run.train_stage(project.request(), retrain=True, progress=kill_at(4))
-    code = [sys.executable, "-m", "tests.trained_run", "wines", "2"]
     seen: list[int] = []
     run.train_stage(
         project.request(), retrain=True, progress=lambda e: seen.append(e.number)
@@ -378,8 +378,9 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
     store.execute("DELETE FROM embedline.trained_model WHERE id > 1")
     before = all_digests(store)
     store.execute("UPDATE embedline.trained_model SET settings = '{}'")
-    done = subprocess.run(code, capture_output=True, text=True)
-    assert done.returncode == -9, done.stderr[-2000:]
+    killed = Forked("tests.trained_run", "wines", "2")
+    _, errors = killed.communicate()
+    assert killed.returncode == -9, errors[-2000:]
     assert len(all_digests(store)) == 1
     seen.clear()
     run.train_stage(project.request(), progress=lambda e: seen.append(e.number))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,21 +16,17 @@ from embedding_tasks.use_case import Everything
 from tests.fix_cli import Command
 from tests.fix_models import ENCODE
 from tests.fix_project import Project, end_state
+from tests.forked import Forked
 
 Write = Callable[..., None]
-Process = subprocess.Popen[str]
 
 
-def worker(*arguments: str) -> Process:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.worker_process", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def worker(*arguments: str) -> Forked:
+    return Forked("tests.worker_process", *arguments)
 
 
-def ended(process: Process) -> int:
-    _, told = process.communicate(timeout=120)
+def ended(process: Forked) -> int:
+    _, told = process.communicate()
     assert process.returncode in (0, -9), told
     return process.returncode
 
@@ -68,7 +62,7 @@ def test_a_worker_that_joins_midway_takes_a_share(
     waiting: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one holds its second batch until the other has come and done some."""
-    joined: list[Process] = []
+    joined: list[Forked] = []
     calls: list[int] = []
 
     def slow(self: TextEncoder, inputs: Any) -> Encoded:

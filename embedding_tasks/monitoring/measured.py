@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
 # Fewer rows than these tell nothing that is worth a pager.
@@ -17,10 +17,6 @@ class Window:
 
     since: date
     until: date
-
-    @classmethod
-    def ending(cls, until: date, days: int) -> Window:
-        return cls(until - timedelta(days=days - 1), until)
 
     @property
     def ordinals(self) -> range:

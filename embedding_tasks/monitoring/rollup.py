@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from datetime import date
 from typing import LiteralString
 
-import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.monitoring import rows
-from embedding_tasks.monitoring.moments import Moments
 from embedding_tasks.store.migrate import schema_of_vector
 from embedding_tasks.store.versions import ModelVersion
 
@@ -59,63 +57,49 @@ def refresh(
     return Refreshed(changed, gone, len(found))
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Of some days, as they are stored. `labels` and `environments` (cells,) name what
-    `moments.classes` numbers, and where each cell's records were."""
-
-    moments: Moments
-    labels: list[str]
-    environments: list[str]
-
-
-def cells(
+def days(
     store: Connection,
     version: ModelVersion,
-    since: date | None = None,
-    until: date | None = None,
-) -> Cells:
-    """Of all rows of the days from `since` to `until`, both included; null: all."""
-    found = store.execute(
-        "SELECT class, environment, day, bucket, rows, square, centroid::real[]"
-        " FROM embedline.rollup WHERE model_version = %s AND tag = ''"
-        " AND day BETWEEN coalesce(%s::date, '-infinity')"
-        "  AND coalesce(%s::date, 'infinity')"
-        " ORDER BY day, environment, class, bucket",
-        [version.id, since, until],
-        binary=True,
+    *,
+    environments: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> list[tuple[date, int, str]]:
+    """Each day on which some environments (none named: all) but for those `without`
+    have rows; with all its rows, and the digest of what it was made of."""
+    return store.execute(
+        "SELECT day, rows, digest::text FROM embedline.rollup_day d"
+        " WHERE model_version = %s AND EXISTS (SELECT FROM embedline.rollup r"
+        "  WHERE r.model_version = d.model_version AND r.day = d.day AND tag = ''"
+        "   AND (%s::text[] = '{}' OR environment = ANY (%s))"
+        "   AND environment <> ALL (%s)) ORDER BY day",
+        [version.id, list(environments), list(environments), list(without)],
     ).fetchall()
-    labels, environments, days, buckets, counts, squares, centroids = (
-        zip(*found, strict=True) if found else [()] * 7
-    )
-    names = sorted(set(labels))
-    moments = Moments(
-        classes=np.searchsorted(names, labels) if found else np.zeros(0, np.int64),
-        days=np.array([day.toordinal() for day in days], np.int64),
-        buckets=np.array(buckets, np.int64),
-        counts=np.array(counts, np.int64),
-        means=np.array(centroids, np.float64).reshape(len(found), version.dims),
-        squares=np.array(squares, np.float64),
-    )
-    return Cells(moments, names, list(environments))
 
 
 def erase(store: Connection, use_case: int, key: str) -> None:
-    """Every sum that may hold a vector of this record: those of its bucket. All days
-    are summed up anew at the next refresh."""
+    """Every sum that may hold a vector of this record: those of its bucket, those that
+    a baseline was frozen of included. All days are summed up anew at the next
+    refresh."""
     ids = {"use_case": use_case, "key": key, "buckets": BUCKETS}
-    store.execute(
-        sql.SQL(
-            "DELETE FROM embedline.rollup WHERE bucket = {bucket} AND model_version IN"
-            " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)"
-        ).format(bucket=_bucket("%(key)s::text")),
-        ids,
-    )
-    store.execute(
+    for statement in _ERASE:
+        store.execute(statement.format(bucket=_bucket("%(key)s::text")), ids)
+
+
+_ERASE = (
+    sql.SQL(
+        "DELETE FROM embedline.rollup WHERE bucket = {bucket} AND model_version IN"
+        " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)"
+    ),
+    sql.SQL(
+        "DELETE FROM embedline.baseline_cell WHERE bucket = {bucket} AND baseline IN"
+        " (SELECT b.id FROM embedline.baseline b JOIN embedline.model_version m"
+        "  ON m.id = b.model_version WHERE m.use_case = %(use_case)s)"
+    ),
+    sql.SQL(
         "UPDATE embedline.rollup_day SET digest = -1 WHERE model_version IN"
-        " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)",
-        ids,
-    )
+        " (SELECT id FROM embedline.model_version WHERE use_case = %(use_case)s)"
+    ),
+)
 
 
 Digest = tuple[int, int]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -49,7 +49,7 @@ def apply(connection: Connection) -> list[str]:
         schema = schema_of_vector(connection)
         run = [
             name
-            for name, text in _files()
+            for name, text in _files(FOLDER)
             if _run(connection, name, text, schema, applied.get(name))
         ]
         roles.renew(connection)
@@ -80,16 +80,22 @@ def _is_current(connection: Connection) -> bool:
         ) from error
     _refuse_newer(applied)
     return schema is not None and all(
-        applied.get(name) == _digest(name, text, schema) for name, text in _files()
+        applied.get(name) == _digest(name, text, schema)
+        for name, text in _files(FOLDER)
     )
 
 
-def _files() -> Iterator[tuple[str, str]]:
-    for room in ("migrations", "functions", "views"):
-        for path in sorted((FOLDER / room).glob("*.sql")):
-            yield f"{room}/{path.name}", path.read_text("utf-8")
+@cache  # the store is opened many times in a run
+def _files(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Name and text of each, in the order in which they are run."""
+    return tuple(
+        (f"{room}/{path.name}", path.read_text("utf-8"))
+        for room in ("migrations", "functions", "views")
+        for path in sorted((folder / room).glob("*.sql"))
+    )
 
 
+@cache
 def _digest(name: str, text: str, schema: str) -> str:
     if not name.startswith("migrations/"):
         text = f"{schema}.{text}"
@@ -179,7 +185,7 @@ def _found_pgvector(connection: Connection) -> str | None:
 
 
 def _refuse_newer(applied: dict[str, str]) -> None:
-    known = {name for name, _ in _files()}
+    known = {name for name, _ in _files(FOLDER)}
     newer = [n for n in applied if n.startswith("migrations/") and n not in known]
     if newer:
         raise StoreError(

@@ -277,7 +277,7 @@ def _drop(store: Connection, version: ModelVersion) -> None:
             " WHERE use_case = %s AND model_version = %s",
             [version.use_case, version.id],
         )
-        for table in ("input", "rollup_day", "flag", "projection"):
+        for table in ("input", "rollup_day", "baseline", "flag", "projection"):
             store.execute(
                 sql.SQL("DELETE FROM {} WHERE model_version = %s").format(
                     sql.Identifier("embedline", table)

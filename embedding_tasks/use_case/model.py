@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from embedding_tasks.use_case.feature import Encoder, Feature, Layers, Pooling
+from embedding_tasks.use_case.monitoring import BY_PREDICTION, Monitoring
 from embedding_tasks.use_case.part import Column, Columns, Part, or_else
 from embedding_tasks.use_case.source import Source
 
@@ -157,6 +158,7 @@ class UseCase(Part):
     batch: Batch = Batch()
     retry: Retry = Retry()
     thresholds: Thresholds = Thresholds()
+    monitoring: Monitoring | None = None
 
     @cached_property
     def all_features(self) -> dict[str, Feature]:
@@ -247,6 +249,16 @@ class UseCase(Part):
                 f"label.key has {len(label.key)} columns, source.key {len(key)}: a "
                 "label finds its record by the same columns in the same order"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _slices_are_tags(self) -> UseCase:
+        for tag in self.monitoring.tags if self.monitoring else ():
+            if tag not in self.source.tags:
+                valid = ", ".join([*self.source.tags, BY_PREDICTION])
+                raise ValueError(
+                    f"monitoring.slices: {tag!r} is not in source.tags; valid: {valid}"
+                )
         return self
 
     @field_validator("name")

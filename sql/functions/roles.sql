@@ -161,6 +161,14 @@ BEGIN
         WHERE NOT coalesce(has_schema_privilege(to_regrole(quote_ident(r)), 'pgvector', 'USAGE'),
                            has_schema_privilege('public', 'pgvector', 'USAGE'));
     RETURN QUERY SELECT * FROM embedline.ownership(owner);
+    -- roles that others take the place of, by another --prefix
+    RETURN QUERY SELECT format(s, r.name)
+        FROM embedline.role r JOIN pg_roles p ON p.rolname = r.name
+       CROSS JOIN unnest(ARRAY[
+           'REVOKE ALL ON ALL TABLES IN SCHEMA embedline, embeddings FROM %I',
+           'REVOKE ALL ON ALL ROUTINES IN SCHEMA embedline, embeddings FROM %I',
+           'REVOKE ALL ON SCHEMA embedline, embeddings FROM %I']) AS s
+       WHERE r.name NOT IN (owner, writer, reader);
     RETURN QUERY SELECT format(s, owner, writer, reader) FROM unnest(ARRAY[
         'REVOKE ALL ON SCHEMA embedline, embeddings FROM PUBLIC',
         'GRANT USAGE ON SCHEMA embedline, embeddings TO %2$I, %3$I',
@@ -169,8 +177,8 @@ BEGIN
         'REVOKE INSERT, UPDATE, DELETE ON embedline.migration, embedline.role, embedline.tenant_reader,'
             ' embedline.view, embedline.my_tenant FROM %2$I',
         'GRANT SELECT ON ALL TABLES IN SCHEMA embeddings TO %2$I, %3$I',
-        'GRANT SELECT ON embedline.status, embedline.index_status, embedline.class_probability, embedline.review,'
-            ' embedline.map, embedline.run,'
+        'GRANT SELECT ON embedline.status, embedline.index_status, embedline.class_probability, embedline.run,'
+            ' embedline.monitor, embedline.monitor_history, embedline.monitor_alarms, embedline.review, embedline.map,'
             ' embedline.my_tenant, embedline.use_case, embedline.model_version, embedline.migration TO %3$I',
         'REVOKE EXECUTE ON ALL ROUTINES IN SCHEMA embedline FROM PUBLIC',
         'GRANT EXECUTE ON ALL ROUTINES IN SCHEMA embedline TO %2$I',

@@ -63,7 +63,7 @@ COMMENT ON TABLE embedline.baseline IS
 COMMENT ON COLUMN embedline.baseline.id IS 'its number';
 COMMENT ON COLUMN embedline.baseline.model_version IS 'whose vectors they are';
 COMMENT ON COLUMN embedline.baseline.definition IS
-    'which records: `environment`, `since` and `until` (days, the last one included), and the tags it is sliced by';
+    'which records: `environment`, and the days from `since` to before `until`; and the tags it is sliced by';
 COMMENT ON COLUMN embedline.baseline.fingerprint IS 'sha256 over the recipe of the vectors, the definition and all cells';
 COMMENT ON COLUMN embedline.baseline.rows IS 'vectors';
 COMMENT ON COLUMN embedline.baseline.days IS 'on which there are any';
@@ -75,18 +75,20 @@ CREATE TABLE embedline.baseline_cell (
     tag           text COLLATE "C" NOT NULL,
     value         text COLLATE "C" NOT NULL,
     day           date NOT NULL,
+    environment   text COLLATE "C" NOT NULL,
     class         text COLLATE "C" NOT NULL,
     bucket        smallint NOT NULL,
     rows          bigint NOT NULL,
     centroid      pgvector.vector NOT NULL,
     square        float8 NOT NULL,
-    PRIMARY KEY (baseline, tag, value, day, class, bucket)
+    PRIMARY KEY (baseline, tag, value, day, environment, class, bucket)
 );
 COMMENT ON TABLE embedline.baseline_cell IS 'a copy of the rows of embedline.rollup that a baseline was frozen of';
 COMMENT ON COLUMN embedline.baseline_cell.baseline IS 'baseline.id';
 COMMENT ON COLUMN embedline.baseline_cell.tag IS 'as in rollup';
 COMMENT ON COLUMN embedline.baseline_cell.value IS 'as in rollup';
 COMMENT ON COLUMN embedline.baseline_cell.day IS 'as in rollup';
+COMMENT ON COLUMN embedline.baseline_cell.environment IS 'as in rollup';
 COMMENT ON COLUMN embedline.baseline_cell.class IS 'as in rollup';
 COMMENT ON COLUMN embedline.baseline_cell.bucket IS 'as in rollup';
 COMMENT ON COLUMN embedline.baseline_cell.rows IS 'vectors';
@@ -97,8 +99,9 @@ CREATE TABLE embedline.measurement (
     model_version int NOT NULL REFERENCES embedline.model_version,
     metric        text COLLATE "C" NOT NULL,
     slice         text COLLATE "C" NOT NULL DEFAULT '',
-    since         date NOT NULL,
-    until         date NOT NULL,
+    kind          text NOT NULL CHECK (kind IN ('drift', 'performance')),
+    first_day     date NOT NULL,
+    last_day      date NOT NULL,
     baseline      int REFERENCES embedline.baseline ON DELETE SET NULL,
     rows          bigint NOT NULL,
     state         text NOT NULL CHECK (state IN ('no data', 'too few', 'usual', 'beyond')),
@@ -107,17 +110,20 @@ CREATE TABLE embedline.measurement (
     high          float8,
     p_value       float8,
     adjusted      float8,
+    least         float8,
     noise         float8,
+    excess        float8,
     detail        jsonb NOT NULL DEFAULT '{}',
     measured_at   timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (model_version, metric, slice, until)
+    PRIMARY KEY (model_version, metric, slice, last_day)
 );
 COMMENT ON TABLE embedline.measurement IS 'what monitoring found: one row per metric, slice and window of days';
 COMMENT ON COLUMN embedline.measurement.model_version IS 'whose vectors and predictions they are';
 COMMENT ON COLUMN embedline.measurement.metric IS 'such as centroid, mix, novelty, accuracy; docs/monitoring.md has them all';
 COMMENT ON COLUMN embedline.measurement.slice IS 'tag=value, or prediction=class; empty: all records';
-COMMENT ON COLUMN embedline.measurement.since IS 'the window''s first day, UTC';
-COMMENT ON COLUMN embedline.measurement.until IS 'the window''s last day, included';
+COMMENT ON COLUMN embedline.measurement.kind IS 'of vectors and predictions, or of predictions and labels';
+COMMENT ON COLUMN embedline.measurement.first_day IS 'of the window, UTC';
+COMMENT ON COLUMN embedline.measurement.last_day IS 'of the window, included';
 COMMENT ON COLUMN embedline.measurement.baseline IS 'baseline.id of what it was compared with; null: with nothing';
 COMMENT ON COLUMN embedline.measurement.rows IS 'it was measured on';
 COMMENT ON COLUMN embedline.measurement.state IS
@@ -128,7 +134,10 @@ COMMENT ON COLUMN embedline.measurement.high IS 'end of its 95 % interval';
 COMMENT ON COLUMN embedline.measurement.p_value IS 'of the hypothesis that nothing has changed; null: the metric has none';
 COMMENT ON COLUMN embedline.measurement.adjusted IS
     'p_value corrected for all metrics and slices that were looked at for the same window';
-COMMENT ON COLUMN embedline.measurement.noise IS 'the largest value among the baseline''s own windows; null: it has too few';
+COMMENT ON COLUMN embedline.measurement.excess IS
+    'how far it is from usual in the direction that is bad; null: the metric never alarms';
+COMMENT ON COLUMN embedline.measurement.least IS 'the smallest excess that matters';
+COMMENT ON COLUMN embedline.measurement.noise IS 'the largest excess among the baseline''s own windows; null: it has too few';
 COMMENT ON COLUMN embedline.measurement.detail IS 'what drifted: by class, by value, by cluster';
 COMMENT ON COLUMN embedline.measurement.measured_at IS 'when';
 
@@ -161,3 +170,16 @@ COMMENT ON COLUMN embedline.alarm.told_at IS 'when its notice was sent; null: no
 COMMENT ON COLUMN embedline.alarm.acknowledged_at IS 'when somebody took it on';
 COMMENT ON COLUMN embedline.alarm.acknowledged_by IS 'who';
 COMMENT ON COLUMN embedline.alarm.remark IS 'what they said';
+
+CREATE TABLE embedline.monitored (
+    model_version int NOT NULL REFERENCES embedline.model_version,
+    kind          text NOT NULL CHECK (kind IN ('drift', 'performance')),
+    last_day      date NOT NULL,
+    inputs        text NOT NULL,
+    PRIMARY KEY (model_version, kind, last_day)
+);
+COMMENT ON TABLE embedline.monitored IS 'which windows have been measured, and on what: one of other inputs is measured anew';
+COMMENT ON COLUMN embedline.monitored.model_version IS 'as in measurement';
+COMMENT ON COLUMN embedline.monitored.kind IS 'vectors and predictions, or predictions and labels';
+COMMENT ON COLUMN embedline.monitored.last_day IS 'of the window';
+COMMENT ON COLUMN embedline.monitored.inputs IS 'sha256 over the baseline, the settings and the digests of the days';

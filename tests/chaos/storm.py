@@ -26,6 +26,7 @@ from tests.chaos.scene import NAME, Scene
 from tests.chaos.servers import TEMPLATE, Servers
 from tests.chaos.tasks import Alive, Orders, Scheduler, Tasks
 from tests.chaos.verdict import Verdict, judge
+from tests.forked import context
 
 WRITERS = 6
 CLEAN_RUN_SECONDS = 120
@@ -137,7 +138,7 @@ class Storm:
         return judge(self.scene, self.store, fresh, self.source)
 
     def _clean_run(self, orders: Orders, *, audit: bool = False) -> None:
-        process = tasks.context().Process(
+        process = context().Process(
             target=tasks.run_once, args=(orders, audit), daemon=True
         )
         process.start()

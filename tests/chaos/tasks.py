@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import random
 import threading
@@ -22,16 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.models.bert.modeling_bert
-import transformers.models.bert.tokenization_bert  # noqa: F401
 
 from embedding_tasks import encoders, run, use_case
-from embedding_tasks.encoders import (
-    Encoder,
-    configuration,  # noqa: F401
-    text,  # noqa: F401
-    tokens,  # noqa: F401
-)
+from embedding_tasks.encoders import Encoder
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.errors import (
     DeviceError,
@@ -43,6 +35,7 @@ from embedding_tasks.use_case import Scope
 from tests.chaos import mutants
 from tests.chaos.scene import NAME
 from tests.chaos.writers import POISON
+from tests.forked import context
 
 SLOT_SECONDS = 1.5
 WORKERS = 2
@@ -133,13 +126,6 @@ def run_once(orders: Orders, audit: bool) -> None:
     orders.obey()
     external_id = f"clean__{time.time()}"
     run.run(run.Request(use_case.find(NAME), external_id, "cli", audit=audit))
-
-
-def context() -> multiprocessing.context.ForkServerContext:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["tests.chaos.tasks"])
-    return made
 
 
 def warm_up() -> None:

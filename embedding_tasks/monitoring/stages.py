@@ -1,0 +1,66 @@
+"""What the tasks of a monitoring run do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from embedding_tasks.connections import Connection, Resolve
+from embedding_tasks.monitoring import results, telling, watch
+from embedding_tasks.monitoring.results import Alarm
+from embedding_tasks.store import versions
+from embedding_tasks.store.connection import open_store
+from embedding_tasks.use_case import UseCase
+
+
+def measure(
+    case: UseCase, resolve: Resolve, *, again: bool = False, freeze: bool = False
+) -> dict[str, int]:
+    """Returns how many windows were measured, and how many alarms are on."""
+    with open_store(resolve) as store:
+        watched = watch.watch(store, case, again=again, freeze=freeze)
+        return {
+            "windows": sum(len(w.windows) for w in watched),
+            "alarms": len(_on(store, case)),
+        }
+
+
+def tell(
+    case: UseCase, resolve: Resolve, notify: Callable[[dict[str, Any]], None]
+) -> int:
+    """Of each alarm that is on and was not told yet, once; one that fails is told
+    again by the next run. Returns how many."""
+    told = 0
+    with open_store(resolve) as store:
+        for alarm in _on(store, case):
+            if alarm.told_at or alarm.acknowledged_at:
+                continue
+            notify({**asdict(alarm), "text": telling.tell(store, alarm)})
+            results.mark_told(store, alarm.id)
+            told += 1
+    return told
+
+
+def unacknowledged(case: UseCase, resolve: Resolve) -> list[str]:
+    """What there is to say of each alarm that is on and nobody took on."""
+    with open_store(resolve) as store:
+        return [
+            telling.tell(store, alarm)
+            for alarm in _on(store, case)
+            if not alarm.acknowledged_at
+        ]
+
+
+def _on(store: Connection, case: UseCase) -> list[Alarm]:
+    """Of the versions that serve."""
+    serving = {
+        (version.feature, version.version)
+        for version in versions.live_by_name(store, case.name)
+        if version.state == "active"
+    }
+    return [
+        alarm
+        for alarm in results.alarms(store, case.name)
+        if (alarm.feature, alarm.model_version) in serving
+    ]

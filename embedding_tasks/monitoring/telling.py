@@ -1,0 +1,95 @@
+"""An alarm in words: what, since when, how sure, and the SQL that shows the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from psycopg import sql
+
+from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring.results import Alarm
+from embedding_tasks.use_case import ONE_FEATURE
+from embedding_tasks.use_case.monitoring import BY_PREDICTION
+
+
+def tell(store: Connection, alarm: Alarm) -> str:
+    of_whom = f" of {alarm.slice}" if alarm.slice else ""
+    on = "" if alarm.cleared is None else f", ended by {alarm.cleared}"
+    lines = [
+        f"{alarm.use_case} (model version {alarm.model_version}): "
+        f"{_what(alarm)}{of_whom}",
+        f"since {alarm.since}, an alarm since {alarm.raised}, last seen "
+        f"{alarm.last_seen}{on}{_sure(alarm)}",
+    ]
+    if alarm.acknowledged_at:
+        remark = f": {alarm.remark}" if alarm.remark else ""
+        lines.append(f"acknowledged by {alarm.acknowledged_by}{remark}")
+    lines.append(rows_of(store, alarm))
+    return "\n".join(lines)
+
+
+def _what(alarm: Alarm) -> str:
+    say = _SAY.get(alarm.metric)
+    return say(alarm) if say and alarm.value is not None else alarm.metric
+
+
+def _centroid(alarm: Alarm) -> str:
+    classes = alarm.detail.get("classes", {})
+    told = f"the vectors have moved by {alarm.value:.2f} standard deviations"
+    share = max(classes.items(), key=lambda c: c[1]["share"], default=None)
+    if share is None or len(classes) < 2:
+        return told
+    name, part = share
+    return f"{told}, {part['share']:.0%} of it in what is predicted {name!r}"
+
+
+def _mix(alarm: Alarm) -> str:
+    changes: Mapping[str, float] = alarm.detail.get("classes", {})
+    moved = sorted(changes.items(), key=lambda c: -abs(c[1]))[:3]
+    told = ", ".join(f"{name!r} {change:+.1%}" for name, change in moved)
+    return f"{alarm.value:.1%} of the predictions are of other classes: {told}"
+
+
+_SAY: Mapping[str, Callable[[Alarm], str]] = {"centroid": _centroid, "mix": _mix}
+
+
+def _sure(alarm: Alarm) -> str:
+    told = ""
+    if alarm.low is not None and alarm.high is not None:
+        told = f"; 95 % interval {alarm.low:.3g} to {alarm.high:.3g}"
+    if alarm.adjusted is not None:
+        told += f", p = {alarm.adjusted:.2g}"
+    return told
+
+
+def rows_of(store: Connection, alarm: Alarm) -> str:
+    """A statement that shows the alarm's rows, to be run as it is."""
+    view = alarm.use_case
+    if alarm.feature != ONE_FEATURE:
+        view = f"{alarm.use_case}__{alarm.feature}"
+    conditions = [
+        sql.SQL("coalesce(event_time, embedded_at) >= {}").format(
+            sql.Literal(f"{alarm.since}Z")
+        ),
+        sql.SQL("coalesce(event_time, embedded_at) < {}").format(
+            sql.Literal(f"{alarm.last_seen + timedelta(days=1)}Z")
+        ),
+        *_of_slice(alarm.slice),
+    ]
+    return (
+        sql.SQL("SELECT key, data, prediction, label FROM {} WHERE {};")
+        .format(sql.Identifier("embeddings", view), sql.SQL(" AND ").join(conditions))
+        .as_string(store)
+    )
+
+
+def _of_slice(slice_: str) -> list[sql.Composed]:
+    if not slice_:
+        return []
+    name, _, value = slice_.partition("=")
+    of: Any = sql.SQL("prediction")
+    if name != BY_PREDICTION:
+        of = sql.SQL("tags ->> {}").format(sql.Literal(name))
+    return [sql.SQL("{} = {}").format(of, sql.Literal(value))]
