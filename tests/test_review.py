@@ -218,6 +218,26 @@ def test_shares_are_of_the_window_and_have_intervals(store: Connection) -> None:
     assert other == {0}
 
 
+def test_inputs_of_words_the_encoder_does_not_know_are_told(store: Connection) -> None:
+    version = labelled_store.make(
+        store, digits()[0][:40], [None] * 40, texts=["words"] * 40
+    )
+    store.execute("UPDATE embedline.input SET unknown_words = key::int / 40.0")
+    found = {one.metric for one in review.measure(store, version, DAY)}
+    assert "unknown_words" not in found
+    store.execute(
+        "UPDATE embedline.model_version"
+        " SET spec = jsonb_set(spec, '{encoder,type}', '\"words\"')"
+    )
+    version = versions.active(store, "things")
+    assert review.refresh(store, version)["unknown_words"] == 20
+    worst_first = [key_of(number) for number in range(39, 19, -1)]
+    assert listed(store, "unknown_words") == worst_first
+    measured = {one.metric: one for one in review.measure(store, version, DAY)}
+    assert measured["unknown_words"].value == pytest.approx(19.5 / 40)
+    assert measured["unknown_words"].rows == 40
+
+
 # What follows runs a whole use case.
 
 

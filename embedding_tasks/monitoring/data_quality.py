@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.monitoring import rows
-from embedding_tasks.monitoring.flags import Flag
+from embedding_tasks.monitoring.listing import Flag
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.store.versions import ModelVersion
 

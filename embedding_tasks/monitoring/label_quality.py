@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.monitoring import neighbors
-from embedding_tasks.monitoring.flags import Flag
+from embedding_tasks.monitoring.listing import Flag
 from embedding_tasks.monitoring.neighbors import Neighbors
 from embedding_tasks.store.versions import ModelVersion
 

@@ -20,8 +20,8 @@ from embedding_tasks.monitoring.vectors import Block, Ints, Vectors
 from embedding_tasks.store import decode, index, migrate
 from embedding_tasks.store.versions import ModelVersion
 
-# Measured at 384 dimensions on one processor: exactly, 38,000 take a minute, and seven
-# times that for 100,000; through the index each takes 3.4 ms.
+# Measured at 384 dimensions on one processor: exactly, 38,000 take a minute, 100,000
+# seven times that; through the index each takes 3 to 5 ms.
 EXACT = 50_000
 MOST_EXACT = 100_000
 # Distances that are held at once: a quarter of a gigabyte, with what sorts them.

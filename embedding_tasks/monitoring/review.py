@@ -15,7 +15,7 @@ from collections import Counter
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import data_quality, flags, label_quality, rows
+from embedding_tasks.monitoring import data_quality, label_quality, listing, rows
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.store.versions import ModelVersion
 
@@ -34,7 +34,7 @@ def refresh(
         *label_quality.find(store, version, k),
         *data_quality.find(store, version),
     ]
-    flags.replace(store, version, KINDS, found)
+    listing.replace(store, version, KINDS, found)
     counts = Counter(flag.kind for flag in found)
     log.info("reviewed version=%d flags=%s", version.version, dict(counts))
     return {kind: counts[kind] for kind in KINDS}

@@ -42,13 +42,8 @@ def replace(
             [version.id],
         )
         _stage(store, flags)
+        _remove(store, version, kinds)
         _write(store, version)
-        store.execute(
-            "DELETE FROM embedline.flag f WHERE model_version = %s AND kind = ANY (%s)"
-            " AND NOT EXISTS (SELECT FROM staged_flag s WHERE s.key = f.key"
-            "  AND s.unit = f.unit AND s.kind = f.kind)",
-            [version.id, list(kinds)],
-        )
         store.execute("DROP TABLE staged_flag")
 
 
@@ -62,6 +57,19 @@ def _stage(store: Connection, flags: Iterable[Flag]) -> None:
             detail = Jsonb(flag.detail)
             copy.write_row((flag.key, flag.unit, flag.kind, flag.score, detail))
     store.execute("ANALYZE staged_flag")
+
+
+def _remove(store: Connection, version: ModelVersion, kinds: Sequence[str]) -> None:
+    """Those that were not found again, and those of a vector that was made since."""
+    store.execute(
+        sql.SQL(
+            "DELETE FROM embedline.flag f WHERE model_version = %s AND kind = ANY (%s)"
+            " AND NOT EXISTS (SELECT FROM staged_flag s JOIN {} v USING (key, unit)"
+            "  WHERE v.key = f.key AND v.unit = f.unit AND s.kind = f.kind"
+            "   AND v.embedded_at <= f.found_at)"
+        ).format(version.table),
+        [version.id, list(kinds)],
+    )
 
 
 def _write(store: Connection, version: ModelVersion) -> None:
