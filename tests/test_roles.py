@@ -187,8 +187,9 @@ def test_a_reader_asks_the_views_and_not_the_machine_room(
         store_dsn,
         "SELECT relname FROM pg_class WHERE relnamespace = 'embedline'::regnamespace"
         " AND relkind IN ('r', 'v') AND relname NOT IN ('status', 'index_status',"
-        " 'class_probability', 'review', 'map', 'run', 'my_tenant', 'use_case',"
-        " 'model_version', 'migration')",
+        " 'class_probability', 'monitor', 'monitor_history', 'monitor_alarms',"
+        " 'review', 'map', 'run', 'my_tenant', 'use_case', 'model_version',"
+        " 'migration')",
     )
     assert len(hidden) > 8
     for (table,) in hidden:
