@@ -115,9 +115,19 @@ def leave_out(store: Connection, use_case: int, table: str) -> None:
 
 def _places(store: Connection, use_case: int) -> list[tuple[str, sql.SQL]]:
     """Where a record may have rows, and which; the ledger first."""
-    of_version: LiteralString = (
-        "t.key = %(key)s AND t.model_version IN (SELECT id"
-        " FROM embedline.model_version WHERE use_case = %(use_case)s)"
+    version_of: LiteralString = (
+        "t.model_version IN (SELECT id FROM embedline.model_version"
+        " WHERE use_case = %(use_case)s)"
+    )
+    of_version: LiteralString = "t.key = %(key)s AND " + version_of
+    # a flag of another record may name this one
+    of_flag: LiteralString = (
+        "%(key)s IN (t.key, t.detail ->> 'other_key') AND " + version_of
+    )
+    of_map: LiteralString = (
+        "t.key = %(key)s AND t.projection IN (SELECT p.id FROM embedline.projection p"
+        " JOIN embedline.model_version m ON m.id = p.model_version"
+        " WHERE m.use_case = %(use_case)s)"
     )
     of_use_case: LiteralString = "t.key = %(key)s AND t.use_case = %(use_case)s"
     vectors = versions.all_table_names(store, use_case)
@@ -125,10 +135,12 @@ def _places(store: Connection, use_case: int) -> list[tuple[str, sql.SQL]]:
         ("ledger", sql.SQL(of_version)),
         *((name, sql.SQL("t.key = %(key)s")) for name in vectors),
         ("input", sql.SQL(of_version)),
-        ("flag", sql.SQL(of_version)),
         ("prediction", sql.SQL(of_use_case)),
         ("label", sql.SQL(of_use_case)),
         ("record", sql.SQL(of_use_case)),
+        ("flag", sql.SQL(of_flag)),
+        ("dismissed", sql.SQL(of_use_case)),
+        ("projection_point", sql.SQL(of_map)),
     ]
 
 

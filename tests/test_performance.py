@@ -13,10 +13,10 @@ from sklearn import metrics
 
 from embedding_tasks.errors import ConfigError
 from embedding_tasks.monitoring import outcomes
-from embedding_tasks.monitoring.two_versions import compare
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.monitoring.outcomes import Selection
 from embedding_tasks.monitoring.performance import Performance, Settings
+from embedding_tasks.monitoring.two_versions import compare
 from embedding_tasks.store import versions
 from tests.fix_outcomes import FIRST, Rows, World
 from tests.fix_project import Project

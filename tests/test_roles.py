@@ -199,7 +199,7 @@ def test_a_reader_asks_the_views_and_not_the_machine_room(
         " AND relkind IN ('r', 'v') AND relname NOT IN ('status', 'index_status',"
         " 'class_probability', 'confusion', 'label_coverage', 'run', 'my_tenant',"
         " 'use_case', 'model_version', 'migration', 'monitor', 'monitor_history',"
-        " 'monitor_alarms')",
+        " 'monitor_alarms', 'review', 'map')",
     )
     assert len(hidden) > 8
     for (table,) in hidden:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import outcomes
+from embedding_tasks.monitoring import outcomes, projection, review
 from embedding_tasks.store import versions
 from embedding_tasks.store.roles import Names
 from tests import search_store
@@ -190,13 +190,16 @@ AS $$BEGIN RAISE NOTICE '%', data; RETURN true; END$$
         "EXPLAIN ANALYZE SELECT FROM embeddings.messages WHERE mine.leak(data)",
         "EXPLAIN VERBOSE SELECT FROM embeddings.messages WHERE data = 'of others 70'",
         "SELECT FROM embedline.class_probability WHERE mine.leak(key)",
+        "SELECT FROM embedline.map WHERE mine.leak(data)",
     ],
 )
 def test_a_function_in_a_where_sees_no_more_than_its_caller(
-    tenants: Tenants, store_dsn: str, prefix: str, query: str
+    tenants: Tenants, store: Connection, store_dsn: str, prefix: str, query: str
 ) -> None:
     ask(store_dsn, f"CREATE SCHEMA mine AUTHORIZATION {prefix}_acme")
     ask(tenants.acme, LEAKY)
+    if "map" in query:
+        projection.fit(store, versions.active(store, "messages"))
     heard: list[str] = []
     with psycopg.connect(tenants.acme, autocommit=True) as acme:
         acme.add_notice_handler(lambda d: heard.append(str(d.message_primary)))
@@ -257,6 +260,37 @@ def test_numbers_of_all_tenants_are_for_who_sees_them_all(
     classes = "SELECT count(DISTINCT key) FROM embedline.class_probability"
     assert ask(tenants.acme, classes) == [(59,)]
     assert ask(tenants.auditor, classes) == [(120,)]
+
+
+def test_what_is_to_be_reviewed_and_maps_are_of_his_tenants(
+    tenants: Tenants, store: Connection, db: Connection
+) -> None:
+    """Neither by rows nor by what stands beside them: names of clusters, evidence."""
+    db.execute("UPDATE messages SET body = 'of acme 7' WHERE id IN (8, 9)")
+    db.execute("UPDATE messages SET body = 'of acme 7' WHERE id IN (70, 71)")
+    db.execute("DELETE FROM verdicts WHERE id IN (7, 8, 9, 70, 71)")
+    labels = [(7, "v"), (8, "w"), (9, "x"), (70, "y"), (71, "z")]
+    db.cursor().executemany("INSERT INTO verdicts VALUES (%s, %s)", labels)
+    tenants.project.run()
+    version = versions.active(store, "messages")
+    review.refresh(store, version)
+    projection.fit(store, version)
+    conflicts = (
+        "SELECT array_agg(key ORDER BY key), array_agg(DISTINCT suggested_label"
+        " ORDER BY suggested_label), count(detail), max(rank)"
+        " FROM embedline.review WHERE kind = 'conflict'"
+    )
+    [(keys, suggested, evidence, last)] = ask(tenants.acme, conflicts)
+    assert (keys, evidence, last) == (["7", "8", "9"], 0, 3)
+    assert set(suggested) <= {"v", "w", "x"}
+    [(keys, suggested, evidence, last)] = ask(tenants.other, conflicts)
+    assert (keys, suggested, evidence, last) == (["70", "71"], ["y", "z"], 0, 2)
+    [(keys, _, evidence, last)] = ask(tenants.auditor, conflicts)
+    assert (len(keys), evidence, last) == (5, 5, 5)
+    points = "SELECT count(*), count(name) FROM embedline.map"
+    assert ask(tenants.acme, points) == [(59, 0)]
+    assert ask(tenants.nobody, points) == [(0, 0)]
+    assert ask(tenants.auditor, points) == [(120, 120)]
 
 
 def test_a_search_finds_the_records_of_his_tenants(tenants: Tenants) -> None:

@@ -253,6 +253,10 @@ def drop(store: Connection, due: Iterable[ModelVersion]) -> None:
             )
 
 
+# What goes with a version's vectors. What was measured of it stays.
+_OF_VERSION = ("input", "rollup_day", "outcome_day", "baseline", "flag", "projection")
+
+
 def _drop(store: Connection, version: ModelVersion) -> None:
     with store.transaction():
         versions.lock(store, version.use_case)
@@ -277,7 +281,7 @@ def _drop(store: Connection, version: ModelVersion) -> None:
             " WHERE use_case = %s AND model_version = %s",
             [version.use_case, version.id],
         )
-        for table in ("input", "rollup_day", "outcome_day", "baseline", "flag"):
+        for table in _OF_VERSION:
             store.execute(
                 sql.SQL("DELETE FROM {} WHERE model_version = %s").format(
                     sql.Identifier("embedline", table)

@@ -179,7 +179,7 @@ BEGIN
         'GRANT SELECT ON ALL TABLES IN SCHEMA embeddings TO %2$I, %3$I',
         'GRANT SELECT ON embedline.status, embedline.index_status, embedline.class_probability, embedline.run,'
             ' embedline.monitor, embedline.monitor_history, embedline.monitor_alarms, embedline.confusion,'
-            ' embedline.label_coverage, embedline.my_tenant, embedline.use_case, embedline.model_version,'
+            ' embedline.label_coverage, embedline.review, embedline.map, embedline.my_tenant, embedline.use_case, embedline.model_version,'
             ' embedline.migration TO %3$I',
         'REVOKE EXECUTE ON ALL ROUTINES IN SCHEMA embedline FROM PUBLIC',
         'GRANT EXECUTE ON ALL ROUTINES IN SCHEMA embedline TO %2$I',
