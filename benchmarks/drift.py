@@ -35,17 +35,11 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import harness, tweet_vectors
-from embedding_tasks.monitoring import (
-    centroid,
-    comparison,
-    mix,
-    novelty,
-    sample,
-    spread,
-)
-from embedding_tasks.monitoring.comparison import Settings
-from embedding_tasks.monitoring.moments import Moments
-from embedding_tasks.monitoring.rollup import BUCKETS
+from embedding_tasks.monitoring.rowwise import comparison, novelty, sample, spread
+from embedding_tasks.monitoring.rowwise.comparison import Settings
+from embedding_tasks.monitoring.sums import centroid, mix
+from embedding_tasks.monitoring.sums.moments import Moments
+from embedding_tasks.monitoring.sums.rollup import BUCKETS
 
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

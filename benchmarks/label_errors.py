@@ -27,8 +27,8 @@ import numpy.typing as npt
 
 from benchmarks import harness, tweet_vectors
 from embedding_tasks.demo import corpora
-from embedding_tasks.monitoring import label_quality, neighbors
-from embedding_tasks.monitoring.label_quality import Labelled
+from embedding_tasks.monitoring.quality import label_quality, neighbors
+from embedding_tasks.monitoring.quality.label_quality import Labelled
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -15,7 +15,8 @@ from typing import LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import counted, rollup
+from embedding_tasks.monitoring.labels import counted
+from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.store import versions
 
 log = logging.getLogger(__name__)

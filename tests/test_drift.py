@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from embedding_tasks.monitoring import centroid, mix
-from embedding_tasks.monitoring.moments import Moments
+from embedding_tasks.monitoring.sums import centroid, mix
+from embedding_tasks.monitoring.sums.moments import Moments
 
 DIMS, CLASSES, BUCKETS = 24, 5, 16
 SPREAD = np.arange(1, DIMS + 1) ** -0.5

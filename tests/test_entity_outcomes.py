@@ -14,10 +14,10 @@ from seqeval.scheme import IOB2, IOBES
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
-from embedding_tasks.monitoring import entities, outcomes
-from embedding_tasks.monitoring.entities import Entities
+from embedding_tasks.monitoring.labels import entities, outcomes
+from embedding_tasks.monitoring.labels.entities import Entities
+from embedding_tasks.monitoring.labels.outcomes import Selection
 from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.outcomes import Selection
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from tests.fix_models import Family

@@ -12,16 +12,9 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import (
-    html,
-    report,
-    results,
-    rollup,
-    stages,
-    telling,
-    watch,
-)
+from embedding_tasks.monitoring import html, report, results, stages, telling, watch
 from embedding_tasks.monitoring.results import Alarm
+from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.monitoring.watch import Watched
 from embedding_tasks.use_case import UseCase
 from tests.watched_store import NAME, Days, use_case

@@ -18,7 +18,8 @@ from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import (
+from embedding_tasks.monitoring.measured import Measured, Window
+from embedding_tasks.monitoring.rowwise import (
     by_row,
     clusters,
     comparison,
@@ -27,10 +28,9 @@ from embedding_tasks.monitoring import (
     sample,
     words,
 )
-from embedding_tasks.monitoring.by_row import Check
-from embedding_tasks.monitoring.comparison import Comparison, Settings
-from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.sample import Records
+from embedding_tasks.monitoring.rowwise.by_row import Check
+from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
+from embedding_tasks.monitoring.rowwise.sample import Records
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import Monitoring

@@ -15,8 +15,9 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import outcomes, rollup
-from embedding_tasks.monitoring.outcomes import Outcomes, Selection
+from embedding_tasks.monitoring.labels import outcomes
+from embedding_tasks.monitoring.labels.outcomes import Outcomes, Selection
+from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from tests.fix_project import Project, sync

@@ -12,11 +12,11 @@ from scipy import stats
 from sklearn import metrics
 
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import outcomes
+from embedding_tasks.monitoring.labels import outcomes
+from embedding_tasks.monitoring.labels.outcomes import Selection
+from embedding_tasks.monitoring.labels.performance import Performance, Settings
+from embedding_tasks.monitoring.labels.two_versions import compare
 from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.outcomes import Selection
-from embedding_tasks.monitoring.performance import Performance, Settings
-from embedding_tasks.monitoring.two_versions import compare
 from embedding_tasks.store import versions
 from tests.fix_outcomes import FIRST, Rows, World
 from tests.fix_project import Project

@@ -12,8 +12,8 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import naming, projection
-from embedding_tasks.monitoring.projection import Placed
+from embedding_tasks.monitoring.maps import naming, projection
+from embedding_tasks.monitoring.maps.projection import Placed
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from tests import labelled_store

@@ -13,8 +13,8 @@ from psycopg import sql
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import StoreError
-from embedding_tasks.monitoring import label_quality, neighbors, review
 from embedding_tasks.monitoring.measured import Window
+from embedding_tasks.monitoring.quality import label_quality, neighbors, review
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from tests import labelled_store

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 import embedding_tasks
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, SearchError, StoreError
-from embedding_tasks.monitoring import outcomes
+from embedding_tasks.monitoring.labels import outcomes
 from embedding_tasks.store import migrate, roles, versions
 from embedding_tasks.store.roles import Names
 from tests import search_store

@@ -14,7 +14,7 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.encoders.text import TextEncoder
-from embedding_tasks.monitoring import cells, rollup
+from embedding_tasks.monitoring.sums import cells, rollup
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from tests.fix_project import Project

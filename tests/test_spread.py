@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from embedding_tasks.monitoring import comparison, sample, spread
-from embedding_tasks.monitoring.comparison import Comparison, Settings
+from embedding_tasks.monitoring.rowwise import comparison, sample, spread
+from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
 
 DIMS = 48
 SPREAD = np.arange(1, DIMS + 1) ** -0.5

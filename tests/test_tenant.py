@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import outcomes, projection, review
+from embedding_tasks.monitoring.labels import outcomes
+from embedding_tasks.monitoring.maps import projection
+from embedding_tasks.monitoring.quality import review
 from embedding_tasks.store import versions
 from embedding_tasks.store.roles import Names
 from tests import search_store

@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import cells, entities, outcomes, rollup
 from embedding_tasks.monitoring.baseline import Baseline
-from embedding_tasks.monitoring.drift import Drift
+from embedding_tasks.monitoring.labels import entities, outcomes
+from embedding_tasks.monitoring.labels.outcomes import Selection
+from embedding_tasks.monitoring.labels.performance import Performance, Settings
 from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.outcomes import Selection
-from embedding_tasks.monitoring.performance import Performance, Settings
 from embedding_tasks.monitoring.results import Kind
+from embedding_tasks.monitoring.sums import cells, rollup
+from embedding_tasks.monitoring.sums.drift import Drift
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import BY_PREDICTION, Monitoring
 

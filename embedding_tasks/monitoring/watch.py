@@ -15,9 +15,10 @@ from typing import Any
 
 from embedding_tasks.connections import Connection, blame
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import baseline, results, rollup
+from embedding_tasks.monitoring import baseline, results
 from embedding_tasks.monitoring.looks import Look, OfLabels, OfVectors
 from embedding_tasks.monitoring.measured import Window
+from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case import UseCase

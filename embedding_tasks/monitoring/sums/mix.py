@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from embedding_tasks.monitoring.moments import Floats
+from embedding_tasks.monitoring.sums.moments import Floats
 
 # Pearson's test is good from about so many expected rows in a cell; classes that have
 # fewer are taken as one.

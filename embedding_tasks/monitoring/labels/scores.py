@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from embedding_tasks.monitoring import calibration
-from embedding_tasks.monitoring.figure import Figure, of_draws, of_error, wilson
-from embedding_tasks.monitoring.moments import Floats
-from embedding_tasks.monitoring.outcomes import BINS, NO_BIN, Outcomes
+from embedding_tasks.monitoring.labels import calibration
+from embedding_tasks.monitoring.labels.figure import Figure, of_draws, of_error, wilson
+from embedding_tasks.monitoring.labels.outcomes import BINS, NO_BIN, Outcomes
+from embedding_tasks.monitoring.sums.moments import Floats
 
 RESAMPLES = 500
 

@@ -9,10 +9,10 @@ from functools import cached_property
 
 import numpy as np
 
-from embedding_tasks.monitoring import centroid, mix
-from embedding_tasks.monitoring.cells import ALL, Cells
 from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.moments import Moments
+from embedding_tasks.monitoring.sums import centroid, mix
+from embedding_tasks.monitoring.sums.cells import ALL, Cells
+from embedding_tasks.monitoring.sums.moments import Moments
 from embedding_tasks.use_case.monitoring import BY_PREDICTION, Monitoring
 
 # Of the baseline's own windows: fewer do not tell how far days are apart.

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from embedding_tasks.monitoring.moments import Floats, Moments
+from embedding_tasks.monitoring.sums.moments import Floats, Moments
 
 PERMUTATIONS = 999
 # Days of a baseline are put together to so many, which bounds what a window costs.

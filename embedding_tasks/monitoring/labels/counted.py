@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import sql
 
 from embedding_tasks.connections import Connection, take_time
-from embedding_tasks.monitoring.rollup import Refreshed, require_few_values
+from embedding_tasks.monitoring.sums.rollup import Refreshed, require_few_values
 from embedding_tasks.store.versions import ModelVersion
 
 LABELLED = sql.SQL(

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from embedding_tasks.monitoring import permutation
-from embedding_tasks.monitoring.comparison import NEIGHBOURS, Comparison
-from embedding_tasks.monitoring.permutation import Mask
+from embedding_tasks.monitoring.rowwise import permutation
+from embedding_tasks.monitoring.rowwise.comparison import NEIGHBOURS, Comparison
+from embedding_tasks.monitoring.rowwise.permutation import Mask
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring.moments import Floats, Moments
+from embedding_tasks.monitoring.sums.moments import Floats, Moments
 from embedding_tasks.store.migrate import schema_of_vector
 from embedding_tasks.store.versions import ModelVersion
 

@@ -11,14 +11,15 @@ import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import counted, rows
-from embedding_tasks.monitoring.counted import LABELLED, Count
-from embedding_tasks.monitoring.figure import Figure, of_draws, p_value, wilson
+from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring.labels import counted
+from embedding_tasks.monitoring.labels.counted import LABELLED, Count
+from embedding_tasks.monitoring.labels.figure import Figure, of_draws, p_value, wilson
+from embedding_tasks.monitoring.labels.outcomes import ALL, CELLS, Selection
+from embedding_tasks.monitoring.labels.usual import MATURE
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
-from embedding_tasks.monitoring.moments import Floats
-from embedding_tasks.monitoring.outcomes import ALL, CELLS, Selection
-from embedding_tasks.monitoring.rollup import Refreshed
-from embedding_tasks.monitoring.usual import MATURE
+from embedding_tasks.monitoring.sums.moments import Floats
+from embedding_tasks.monitoring.sums.rollup import Refreshed
 from embedding_tasks.store.versions import ModelVersion
 
 RESAMPLES = 500

@@ -1,7 +1,7 @@
 """What of labels and inputs somebody should look at: found anew as a whole, since a
 label that arrives changes what its neighbors are suspected of.
 
-    from embedding_tasks.monitoring import review
+    from embedding_tasks.monitoring.quality import review
 
     found = review.refresh(store, version)      # into embedline.flag
     measured = review.measure(store, version, window)
@@ -15,8 +15,9 @@ from collections import Counter
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import data_quality, label_quality, listing, rows
+from embedding_tasks.monitoring import rows
 from embedding_tasks.monitoring.measured import Measured, Window
+from embedding_tasks.monitoring.quality import data_quality, label_quality, listing
 from embedding_tasks.store.versions import ModelVersion
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from embedding_tasks.monitoring.moments import Floats
+from embedding_tasks.monitoring.sums.moments import Floats
 
 _CONFIDENCE = 0.95
 

@@ -16,11 +16,12 @@ import numpy.typing as npt
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import counted, rows
-from embedding_tasks.monitoring.counted import LABELLED, Count
+from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring.labels import counted
+from embedding_tasks.monitoring.labels.counted import LABELLED, Count
 from embedding_tasks.monitoring.measured import Window
-from embedding_tasks.monitoring.moments import Floats, Ints
-from embedding_tasks.monitoring.rollup import Refreshed
+from embedding_tasks.monitoring.sums.moments import Floats, Ints
+from embedding_tasks.monitoring.sums.rollup import Refreshed
 from embedding_tasks.store.versions import ModelVersion
 
 BINS = 20

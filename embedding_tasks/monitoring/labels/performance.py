@@ -19,13 +19,13 @@ import numpy as np
 from scipy import stats
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import outcomes, ranking, usual
-from embedding_tasks.monitoring.figure import Figure, p_value, wilson
+from embedding_tasks.monitoring.labels import outcomes, ranking, usual
+from embedding_tasks.monitoring.labels.figure import Figure, p_value, wilson
+from embedding_tasks.monitoring.labels.outcomes import ALL, Outcomes, Selection
+from embedding_tasks.monitoring.labels.ranking import Ranked
+from embedding_tasks.monitoring.labels.scores import Scores
+from embedding_tasks.monitoring.labels.usual import GOOD, MATURE, Usual
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
-from embedding_tasks.monitoring.outcomes import ALL, Outcomes, Selection
-from embedding_tasks.monitoring.ranking import Ranked
-from embedding_tasks.monitoring.scores import Scores
-from embedding_tasks.monitoring.usual import GOOD, MATURE, Usual
 from embedding_tasks.store.versions import ModelVersion
 
 _MOST_CELLS = 50

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from embedding_tasks.monitoring import centroid, permutation
-from embedding_tasks.monitoring.comparison import Comparison
-from embedding_tasks.monitoring.moments import Moments
-from embedding_tasks.monitoring.novelty import Rate, distances, interval, reach
-from embedding_tasks.monitoring.permutation import Mask
-from embedding_tasks.monitoring.rollup import BUCKETS
+from embedding_tasks.monitoring.rowwise import permutation
+from embedding_tasks.monitoring.rowwise.comparison import Comparison
+from embedding_tasks.monitoring.rowwise.novelty import Rate, distances, interval, reach
+from embedding_tasks.monitoring.rowwise.permutation import Mask
+from embedding_tasks.monitoring.sums import centroid
+from embedding_tasks.monitoring.sums.moments import Moments
+from embedding_tasks.monitoring.sums.rollup import BUCKETS
 
 Floats = npt.NDArray[np.float64]
 

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from embedding_tasks.monitoring.calibration import Calibrator
-from embedding_tasks.monitoring.figure import Figure
-from embedding_tasks.monitoring.outcomes import Outcomes
-from embedding_tasks.monitoring.scores import Scores
+from embedding_tasks.monitoring.labels.calibration import Calibrator
+from embedding_tasks.monitoring.labels.figure import Figure
+from embedding_tasks.monitoring.labels.outcomes import Outcomes
+from embedding_tasks.monitoring.labels.scores import Scores
 
 # From this share of labels on, those that lack are too few to matter.
 MATURE = 0.9

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring.vectors import Ints, Vectors, directions
+from embedding_tasks.monitoring.quality.vectors import Ints, Vectors, directions
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["pca", "umap"]

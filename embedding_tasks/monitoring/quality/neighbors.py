@@ -15,8 +15,8 @@ from psycopg import sql
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import StoreError
-from embedding_tasks.monitoring import vectors
-from embedding_tasks.monitoring.vectors import Block, Ints, Vectors
+from embedding_tasks.monitoring.quality import vectors
+from embedding_tasks.monitoring.quality.vectors import Block, Ints, Vectors
 from embedding_tasks.store import decode, index, migrate
 from embedding_tasks.store.versions import ModelVersion
 

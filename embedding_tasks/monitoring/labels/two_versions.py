@@ -10,9 +10,9 @@ from scipy import stats
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import counted
-from embedding_tasks.monitoring.figure import wilson
-from embedding_tasks.monitoring.outcomes import (
+from embedding_tasks.monitoring.labels import counted
+from embedding_tasks.monitoring.labels.figure import wilson
+from embedding_tasks.monitoring.labels.outcomes import (
     PREDICTED,
     SELECTED,
     WANTED,

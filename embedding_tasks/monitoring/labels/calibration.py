@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
-from embedding_tasks.monitoring.figure import Figure, of_error
-from embedding_tasks.monitoring.moments import Floats
-from embedding_tasks.monitoring.outcomes import BINS, Outcomes
+from embedding_tasks.monitoring.labels.figure import Figure, of_error
+from embedding_tasks.monitoring.labels.outcomes import BINS, Outcomes
+from embedding_tasks.monitoring.sums.moments import Floats
 
 # Of the expected calibration error: those of the store, two and two.
 ERROR_BINS = 10

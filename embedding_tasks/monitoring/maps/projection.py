@@ -4,7 +4,7 @@ A map is fitted on a sample, once, with a seed; all other vectors, and those tha
 later, are placed on it as it is. So a point stays where it is until its record changes,
 and a map that is fitted anew is another map. Clusters are of the vectors themselves.
 
-    from embedding_tasks.monitoring import projection
+    from embedding_tasks.monitoring.maps import projection
 
     projection.fit(store, version, method="umap", seed=7)
     projection.place(store, version)            # after each run
@@ -25,9 +25,10 @@ from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.errors import ConfigError, valid_choices
-from embedding_tasks.monitoring import mapping, naming, vectors
-from embedding_tasks.monitoring.mapping import Fitted, Floats, Method
-from embedding_tasks.monitoring.vectors import Block, Ints, Vectors
+from embedding_tasks.monitoring.maps import mapping, naming
+from embedding_tasks.monitoring.maps.mapping import Fitted, Floats, Method
+from embedding_tasks.monitoring.quality import vectors
+from embedding_tasks.monitoring.quality.vectors import Block, Ints, Vectors
 from embedding_tasks.store.versions import ModelVersion
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,9 @@ from scipy import stats
 from sklearn import metrics
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import counted
-from embedding_tasks.monitoring.figure import Figure, of_error
-from embedding_tasks.monitoring.moments import Floats, Ints
-from embedding_tasks.monitoring.outcomes import (
+from embedding_tasks.monitoring.labels import counted
+from embedding_tasks.monitoring.labels.figure import Figure, of_error
+from embedding_tasks.monitoring.labels.outcomes import (
     ALL,
     PREDICTED,
     SELECTED,
@@ -23,6 +22,7 @@ from embedding_tasks.monitoring.outcomes import (
     Selection,
     Texts,
 )
+from embedding_tasks.monitoring.sums.moments import Floats, Ints
 from embedding_tasks.store.versions import ModelVersion
 
 # More are sampled, by a hash of their keys.

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from embedding_tasks.connections import Connection
 from embedding_tasks.monitoring import rows
 from embedding_tasks.monitoring.measured import Window
-from embedding_tasks.monitoring.sample import Records
+from embedding_tasks.monitoring.rowwise.sample import Records
 from embedding_tasks.store.versions import ModelVersion
 
 

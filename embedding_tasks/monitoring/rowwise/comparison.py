@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedding_tasks.monitoring import neighbours, permutation
-from embedding_tasks.monitoring.neighbours import Neighbours
-from embedding_tasks.monitoring.permutation import Mask
-from embedding_tasks.monitoring.sample import Ints, Sample, Vectors
+from embedding_tasks.monitoring.rowwise import neighbours, permutation
+from embedding_tasks.monitoring.rowwise.neighbours import Neighbours
+from embedding_tasks.monitoring.rowwise.permutation import Mask
+from embedding_tasks.monitoring.rowwise.sample import Ints, Sample, Vectors
 
 NEIGHBOURS = 10
 

@@ -13,22 +13,22 @@ import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import (
+from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
+from embedding_tasks.monitoring.rowwise import (
     clusters,
     comparison,
     flags,
     novelty,
-    rows,
     sample,
     spread,
 )
-from embedding_tasks.monitoring.centroid import Shift
-from embedding_tasks.monitoring.comparison import Comparison, Settings
-from embedding_tasks.monitoring.flags import Flag
-from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
-from embedding_tasks.monitoring.novelty import Rate
-from embedding_tasks.monitoring.sample import Ints, Records, Sample
-from embedding_tasks.monitoring.spread import Change
+from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
+from embedding_tasks.monitoring.rowwise.flags import Flag
+from embedding_tasks.monitoring.rowwise.novelty import Rate
+from embedding_tasks.monitoring.rowwise.sample import Ints, Records, Sample
+from embedding_tasks.monitoring.rowwise.spread import Change
+from embedding_tasks.monitoring.sums.centroid import Shift
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import Monitoring
 

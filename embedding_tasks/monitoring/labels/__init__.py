@@ -1,0 +1,1 @@
+"""How well a model does, by the labels that are there, however late they come."""

@@ -1,0 +1,1 @@
+"""All vectors of a version in two dimensions, and clusters of them."""

@@ -1,0 +1,1 @@
+"""Labels and inputs that somebody should look at: a ranked list."""
