@@ -15,6 +15,12 @@ from psycopg.types.json import Jsonb
 from embedding_tasks.connections import Connection
 
 CLASSES = ("red", "green", "blue")
+SPEC = {
+    "encoder": {"type": "text"},
+    "input": ["text"],
+    "separator": " ",
+    "pooling": "mean",
+}
 OPERATORS = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
 
 
@@ -104,9 +110,9 @@ def describe(
     store.execute("INSERT INTO embedline.use_case (name) VALUES (%s)", [name])
     store.execute(
         "INSERT INTO embedline.model_version (use_case, version, fingerprint, spec,"
-        " dims, storage, distance, table_name, state) SELECT id, 1, 'f', '{}', %s, %s,"
+        " dims, storage, distance, table_name, state) SELECT id, 1, 'f', %s, %s, %s,"
         " %s, %s, 'active' FROM embedline.use_case WHERE name = %s",
-        [dims, storage, distance, table, name],
+        [Jsonb(SPEC), dims, storage, distance, table, name],
     )
     store.execute(
         "SELECT embedline.create_vector_table(m) FROM embedline.model_version m"

@@ -38,6 +38,12 @@ def alarms(days: Days, *, every: bool = True) -> list[Alarm]:
     return results.alarms(days.store, NAME, every=every)
 
 
+def moved(days: Days) -> Alarm:
+    """Of the vectors as a whole; rows that moved are of a new kind, too."""
+    [alarm] = [a for a in alarms(days) if a.metric == "centroid"]
+    return alarm
+
+
 def history(days: Days) -> list[Any]:
     """All that was found, but for when; sums of other orders differ in rounding."""
     rows = days.store.execute(
@@ -75,7 +81,7 @@ def test_a_drift_raises_one_alarm_in_its_second_window_and_says_since_when(
         days.add(day, moved=0.5)
     watched(days)
     assert states(days, "centroid") == ["usual"] * 4 + ["beyond"] * 4
-    [alarm] = alarms(days)
+    alarm = moved(days)
     assert (alarm.metric, alarm.slice) == ("centroid", "")
     assert alarm.since == days.day(10)
     assert alarm.raised == days.day(11)
@@ -94,13 +100,13 @@ def test_one_odd_day_is_no_alarm(days: Days) -> None:
 
 
 def test_an_alarm_ends_when_two_windows_are_usual_again(days: Days) -> None:
-    for day, moved in ((10, 0.5), (11, 0.5), (12, 0.0), (13, 0.0)):
-        days.add(day, moved=moved)
+    for day, far in ((10, 0.5), (11, 0.5), (12, 0.0), (13, 0.0)):
+        days.add(day, moved=far)
     watched(days)
-    [alarm] = alarms(days)
+    alarm = moved(days)
     assert alarm.last_seen == days.day(11)
     assert alarm.cleared == days.day(13)
-    assert alarms(days, every=False) == []
+    assert not any(a.metric == "centroid" for a in alarms(days, every=False))
 
 
 def test_a_change_of_the_mix_is_told_from_a_drift_of_the_vectors(days: Days) -> None:
@@ -222,14 +228,14 @@ def test_a_baseline_by_environment_is_not_compared_with_itself(
 def test_the_days_of_a_baseline_must_be_over(days: Days) -> None:
     case = use_case(baseline={"since": "2026-03-01", "until": "2999-01-01"})
     found = watched(days, case)
-    assert found.problem == "the days of the baseline are over on 2999-01-01"
+    assert found.problems == ["the days of the baseline are over on 2999-01-01"]
 
 
 def test_a_baseline_of_too_few_rows_is_refused(days: Days) -> None:
     case = use_case(baseline={"environment": "validation"})
     found = watched(days, case)
-    assert found.problem is not None
-    assert "fewer than 200 records" in found.problem
+    assert found.problems
+    assert "fewer than 200 records" in found.problems[0]
 
 
 def test_windows_of_several_days_are_measured_when_they_are_over(days: Days) -> None:
@@ -248,11 +254,11 @@ def test_an_acknowledged_alarm_says_so_and_stays_so(days: Days) -> None:
     for day in (10, 11):
         days.add(day, moved=0.5)
     watched(days)
-    [alarm] = alarms(days)
+    alarm = moved(days)
     results.acknowledge(days.store, alarm.id, "ann", "new customers")
     days.add(12, moved=0.5)
     watched(days)
-    [later] = alarms(days)
+    later = moved(days)
     assert (later.id, later.acknowledged_by) == (alarm.id, "ann")
     found = days.store.execute(
         "SELECT state FROM embedline.monitor WHERE metric = 'centroid'"
@@ -266,7 +272,7 @@ def test_the_statement_of_an_alarm_shows_its_rows(days: Days) -> None:
     for day in (10, 11):
         days.add(day, 250, moved=0.5)
     watched(days)
-    [alarm] = alarms(days)
+    alarm = moved(days)
     said = telling.tell(days.store, alarm)
     assert "moved by 0.48 standard deviations" in said
     assert f"since {days.day(10)}" in said
@@ -288,7 +294,7 @@ def test_an_alarm_whose_notice_failed_is_told_again(
     stages.measure(use_case(), nowhere)
     with pytest.raises(OSError, match="mail server"):
         stages.tell(use_case(), nowhere, fail)
-    assert stages.tell(use_case(), nowhere, lambda a: told.append(a["text"])) == 1
+    assert stages.tell(use_case(), nowhere, lambda a: told.append(a["text"])) > 0
     assert stages.tell(use_case(), nowhere, lambda a: told.append(a["text"])) == 0
     assert told == stages.unacknowledged(use_case(), nowhere)
 
@@ -335,7 +341,7 @@ def test_what_is_told_has_no_more_than_json_has(days: Days) -> None:
     days.add(10, moved=0.5)
     days.add(11, moved=0.5)
     watched(days)
-    [alarm] = alarms(days)
+    alarm = moved(days)
     assert json.loads(json.dumps(alarm.detail)) == alarm.detail
     assert alarm.use_case == NAME
 
@@ -350,6 +356,6 @@ def test_the_page_has_a_chart_of_each_metric_and_what_there_is_to_say(
     page = tmp_path / "report.html"
     html.write(days.store, found, page)
     written = page.read_text()
-    assert written.count("<svg") == 6  # three metrics, of all and of a language
+    assert written.count("<svg") == 9  # three of them of a language, too
     assert "the vectors have moved by" in written
     assert "&#x27;" in written  # what is SQL is text here

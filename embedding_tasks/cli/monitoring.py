@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from embedding_tasks import terminal, use_case
-from embedding_tasks.cli.app import AsJson, Name, app, err
+from embedding_tasks.cli.app import AsJson, Count, Feature, Name, app, err
+from embedding_tasks.errors import ConfigError
 from embedding_tasks.local.signals import interruptible
 
 
@@ -75,6 +76,78 @@ def acknowledge(
     with open_store() as store:
         results.acknowledge(store, alarm, by or _login(), remark)
     terminal.say(f"alarm {alarm} acknowledged")
+
+
+@app.command()
+def review(
+    name: Name,
+    kind: Annotated[
+        str | None, typer.Option(help="label, conflict, empty, novel, outlier, …")
+    ] = None,
+    k: Count = 20,
+    dismiss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="there is nothing wrong with it (needs --kind)"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Labels and inputs to look at, as the last `embedline monitor` found them, the
+    most suspicious first."""
+    from embedding_tasks.monitoring.quality import listing
+    from embedding_tasks.store.connection import open_store
+
+    if dismiss and not kind:
+        raise ConfigError("--dismiss KEY: of which --kind")
+    with open_store() as store:
+        if dismiss and kind:
+            listing.dismiss(store, name, dismiss, kind)
+            terminal.say(f"{dismiss} is off the list until it or its label changes")
+            return
+        rows = listing.top(store, name, k, kind)
+    if as_json:
+        terminal.print_json(rows)
+    elif rows:
+        terminal.print_table(rows, _REVIEWED)
+    else:
+        terminal.say("nothing to look at")
+
+
+_REVIEWED = ("kind", "rank", "key", "label", "suggested_label", "prediction", "data")
+
+
+@app.command("map")
+def map_(
+    name: Name,
+    method: Annotated[str, typer.Option(help="pca or umap")] = "pca",
+    seed: Annotated[int, typer.Option(help="the same seed, the same map")] = 0,
+    sample: Annotated[int, typer.Option(help="vectors it is fitted on")] = 20_000,
+    clusters: Annotated[int, typer.Option(min=1)] = 20,
+    feature: Feature = None,
+) -> None:
+    """Fit a map of the vectors in two dimensions, with clusters and their words, into
+    `embedline.map`. `embedline monitor` places what comes later on it."""
+    from embedding_tasks.monitoring.maps import projection
+    from embedding_tasks.store import versions
+    from embedding_tasks.store.connection import open_store
+
+    with open_store() as store:
+        version = versions.active(store, name, feature)
+        with err.status(f"fitting a map of {name}"):
+            placed = projection.fit(
+                *(store, version),
+                method=method,  # type: ignore[arg-type]
+                seed=seed,
+                sample=sample,
+                clusters=clusters,
+            )
+        found = projection.clusters(store, placed.projection)
+    terminal.print_table(found, ["cluster", "name", "vectors"])
+    terminal.say(
+        f"{sum(c['vectors'] for c in found)} vectors: SELECT * FROM embedline.map "
+        f"WHERE use_case = '{name}' AND method = '{method}'"
+    )
 
 
 def _login() -> str:

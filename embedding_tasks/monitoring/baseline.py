@@ -4,6 +4,7 @@ changed in them, does not move it."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -51,6 +52,25 @@ def lift(store: Connection, version: ModelVersion) -> None:
     )
 
 
+def noise(
+    store: Connection, baseline: int, settings: str, measure: Callable[[], Noise]
+) -> Noise:
+    """What `measure` gives, measured once for these settings (a digest of them)."""
+    row = store.execute(
+        "SELECT noise -> %s FROM embedline.baseline WHERE id = %s", [settings, baseline]
+    ).fetchone()
+    if row is not None and row[0] is not None:
+        known: Noise = row[0]
+        return known
+    found = measure()
+    store.execute(
+        "UPDATE embedline.baseline SET noise = %s WHERE id = %s",
+        [Jsonb({settings: found}), baseline],
+    )
+    return found
+
+
+Noise = dict[str, float]
 Found = tuple[int, str, int, int]
 
 

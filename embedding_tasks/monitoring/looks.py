@@ -4,21 +4,24 @@ when that has changed, and only then."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import Any, Protocol
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring.baseline import Baseline
-from embedding_tasks.monitoring.labels import entities, outcomes
+from embedding_tasks.monitoring.baseline import Baseline, noise
+from embedding_tasks.monitoring.labels import entities, outcomes, performance
 from embedding_tasks.monitoring.labels.outcomes import Selection
-from embedding_tasks.monitoring.labels.performance import Performance, Settings
+from embedding_tasks.monitoring.labels.performance import Performance
 from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.results import Kind
+from embedding_tasks.monitoring.results import Kind, digest
+from embedding_tasks.monitoring.rowwise import by_row
+from embedding_tasks.monitoring.rowwise.by_row import Check
+from embedding_tasks.monitoring.rowwise.comparison import Settings
 from embedding_tasks.monitoring.sums import cells, rollup
-from embedding_tasks.monitoring.sums.drift import Drift
+from embedding_tasks.monitoring.sums.drift import FEWEST_WINDOWS, Drift
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import BY_PREDICTION, Monitoring
 
@@ -78,7 +81,40 @@ class OfVectors:
             without=self.monitoring.not_watched,
             classes=self._drift.baseline.classes,
         )
-        return self._drift.measure(window, found)
+        return [
+            *self._drift.measure(window, found),
+            *self._of_rows(window),
+        ]
+
+    def _of_rows(self, window: Window) -> list[Measured]:
+        return [
+            replace(measured, noise=self._noise.get(measured.metric))
+            for measured in by_row.measure(self.store, self._check, window)
+        ]
+
+    @cached_property
+    def _check(self) -> Check:
+        most = self.monitoring.sample_rows
+        rows = Settings(most_of_baseline=most, most_of_window=most // 3)
+        return Check.of(self.version, self.monitoring, settings=rows)
+
+    @cached_property
+    def _noise(self) -> Mapping[str, float]:
+        """The largest of the baseline's own windows, where there are enough of them."""
+        days = self.monitoring.window_days
+        settings = digest(
+            days, self.monitoring.least_rows, asdict(self._check.settings)
+        )
+
+        def measure() -> dict[str, float]:
+            found = by_row.noise(self.store, self._check, days=days)
+            return {
+                metric: max(values)
+                for metric, values in found.items()
+                if len(values) >= FEWEST_WINDOWS
+            }
+
+        return noise(self.store, self.frozen.id, settings, measure)
 
     @cached_property
     def _drift(self) -> Drift:
@@ -126,6 +162,9 @@ class OfLabels:
             least_rows=self.monitoring.least_rows,
         )
 
+    def every_day(self) -> Sequence[Day]:
+        return self._days()
+
     @property
     def _is_of_parts(self) -> bool:
         return self.version.unit in ("word", "entity")
@@ -137,7 +176,7 @@ class OfLabels:
 
     @cached_property
     def _performance(self) -> Performance:
-        settings = Settings(
+        settings = performance.Settings(
             least=self.monitoring.least_effect.performance,
             least_rows=self.monitoring.least_rows,
             window_days=self.monitoring.window_days,

@@ -38,7 +38,9 @@ class Report:
 
 
 def of(store: Connection, case: UseCase, watched: Sequence[Watched]) -> Report:
-    problems = [f"{case.name}, {w.feature}: {w.problem}" for w in watched if w.problem]
+    problems = [
+        f"{case.name}, {w.feature}: {said}" for w in watched for said in w.problems
+    ]
     if not watched:
         problems = [
             f"{case.name} has no serving vectors yet; embedline run {case.name}"

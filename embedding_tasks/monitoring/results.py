@@ -20,7 +20,7 @@ from embedding_tasks.monitoring.judging import Episode, Judged
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.store.versions import ModelVersion
 
-Kind = Literal["drift", "performance"]
+Kind = Literal["drift", "performance", "review"]
 
 
 def digest(*parts: Any) -> str:
@@ -55,14 +55,21 @@ def save(
     with the other kind's."""
     with store.transaction():
         _replace(store, version, kind, window, measured, baseline)
-        store.execute(
-            "INSERT INTO embedline.monitored (model_version, kind, last_day, inputs)"
-            " VALUES (%s, %s, %s, %s) ON CONFLICT (model_version, kind, last_day)"
-            " DO UPDATE SET inputs = EXCLUDED.inputs",
-            [version.id, kind, window.until, inputs],
-        )
+        note(store, version, kind, window.until, inputs)
         for judged in judging.judge(_of_window(store, version, window)):
             _save_judgement(store, version, judged)
+
+
+def note(
+    store: Connection, version: ModelVersion, kind: Kind, last_day: date, inputs: str
+) -> None:
+    """That it has been done, and on what."""
+    store.execute(
+        "INSERT INTO embedline.monitored (model_version, kind, last_day, inputs)"
+        " VALUES (%s, %s, %s, %s) ON CONFLICT (model_version, kind, last_day)"
+        " DO UPDATE SET inputs = EXCLUDED.inputs",
+        [version.id, kind, last_day, inputs],
+    )
 
 
 def forget_windows(

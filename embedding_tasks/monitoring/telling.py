@@ -31,8 +31,10 @@ def tell(store: Connection, alarm: Alarm) -> str:
 
 
 def _what(alarm: Alarm) -> str:
+    if alarm.value is None:
+        return alarm.metric
     say = _SAY.get(alarm.metric)
-    return say(alarm) if say and alarm.value is not None else alarm.metric
+    return say(alarm) if say else f"{alarm.metric} is {alarm.value:.3g}"
 
 
 def _centroid(alarm: Alarm) -> str:
@@ -52,7 +54,25 @@ def _mix(alarm: Alarm) -> str:
     return f"{alarm.value:.1%} of the predictions are of other classes: {told}"
 
 
-_SAY: Mapping[str, Callable[[Alarm], str]] = {"centroid": _centroid, "mix": _mix}
+def _novelty(alarm: Alarm) -> str:
+    groups = alarm.detail.get("clusters", [])
+    words = [", ".join(group["words"][:5]) for group in groups if group.get("words")]
+    told = f"{alarm.value:.1%} of the rows are of a kind that the baseline lacks"
+    return f"{told}: {'; '.join(words[:3])}" if words else told
+
+
+def _outliers(alarm: Alarm) -> str:
+    return f"{alarm.value:.1%} of the rows lie farther out than the baseline's do"
+
+
+_SAY: Mapping[str, Callable[[Alarm], str]] = {
+    "centroid": _centroid,
+    "mix": _mix,
+    "novelty": _novelty,
+    "outliers": _outliers,
+}
+# Metrics that flag rows, and as what.
+_FLAGGED = {"novelty": "novel", "outliers": "outlier"}
 
 
 def _sure(alarm: Alarm) -> str:
@@ -66,6 +86,8 @@ def _sure(alarm: Alarm) -> str:
 
 def rows_of(store: Connection, alarm: Alarm) -> str:
     """A statement that shows the alarm's rows, to be run as it is."""
+    if alarm.metric in _FLAGGED:
+        return _flagged(store, alarm)
     view = alarm.use_case
     if alarm.feature != ONE_FEATURE:
         view = f"{alarm.use_case}__{alarm.feature}"
@@ -81,6 +103,24 @@ def rows_of(store: Connection, alarm: Alarm) -> str:
     return (
         sql.SQL("SELECT key, data, prediction, label FROM {} WHERE {};")
         .format(sql.Identifier("embeddings", view), sql.SQL(" AND ").join(conditions))
+        .as_string(store)
+    )
+
+
+def _flagged(store: Connection, alarm: Alarm) -> str:
+    return (
+        sql.SQL(
+            "SELECT rank, key, cluster, data, prediction, label FROM embedline.review"
+            " WHERE use_case = {} AND feature = {} AND kind = {}"
+            " AND day BETWEEN {} AND {} ORDER BY rank;"
+        )
+        .format(
+            sql.Literal(alarm.use_case),
+            sql.Literal(alarm.feature),
+            sql.Literal(_FLAGGED[alarm.metric]),
+            sql.Literal(str(alarm.since)),
+            sql.Literal(str(alarm.last_seen)),
+        )
         .as_string(store)
     )
 

@@ -14,10 +14,13 @@ from datetime import date, timedelta
 from typing import Any
 
 from embedding_tasks.connections import Connection, blame
-from embedding_tasks.errors import ConfigError
+from embedding_tasks.errors import ConfigError, StoreError
 from embedding_tasks.monitoring import baseline, results
 from embedding_tasks.monitoring.looks import Look, OfLabels, OfVectors
+from embedding_tasks.monitoring.maps import projection
 from embedding_tasks.monitoring.measured import Window
+from embedding_tasks.monitoring.quality import review
+from embedding_tasks.monitoring.rowwise import flags
 from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
@@ -26,6 +29,9 @@ from embedding_tasks.use_case.monitoring import Monitoring
 
 log = logging.getLogger(__name__)
 
+# In place of a window's last day: of all there is.
+_WHOLE = date.max
+
 Tell = Callable[[str, int, int], None]
 """What is being done, how far, of how many."""
 
@@ -33,13 +39,13 @@ Tell = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class Watched:
     """Of one feature. `windows` were measured, `baseline` is what they were compared
-    with (its fingerprint), `problem` says why nothing could be."""
+    with (its fingerprint), `problems` say what could not be done, and why."""
 
     feature: str
     model_version: int
     windows: list[Window] = field(default_factory=list)
     baseline: str | None = None
-    problem: str | None = None
+    problems: list[str] = field(default_factory=list)
 
 
 def watch(
@@ -87,11 +93,28 @@ class _Watch:
             looks.append(OfVectors(self.store, version, monitoring, frozen))
         measured = {w for look in looks for w in self._measure(look, again)}
         results.raise_alarms(self.store, version)
+        problems = [] if frozen else [self._no_baseline()]
         return Watched(
             *(version.feature, version.version, sorted(measured)),
             baseline=frozen.fingerprint if frozen else None,
-            problem=None if frozen else self._no_baseline(),
+            problems=[*problems, *self._review(labels, again)],
         )
+
+    def _review(self, labels: OfLabels, again: bool) -> Iterator[str]:
+        """The list of suspects and the maps, where anything has changed."""
+        seen = results.digest(rollup.days(self.store, self.version), labels.every_day())
+        known = results.known_inputs(self.store, self.version, "review")
+        if not again and known.get(_WHOLE) == seen:
+            return
+        self.tell("reviewing", 0, 1)
+        projection.place(self.store, self.version)
+        flags.clean(self.store, self.version)
+        try:
+            review.refresh(self.store, self.version)
+        except StoreError as error:
+            yield str(error)
+        results.note(self.store, self.version, "review", _WHOLE, seen)
+        self.tell("reviewing", 1, 1)
 
     def _refresh(self, labels: OfLabels) -> None:
         self.tell("summing up", 0, 2)

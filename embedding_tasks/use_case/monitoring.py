@@ -70,6 +70,13 @@ class Monitoring(Part):
     window_days: int = Field(1, ge=1, le=366)
     slices: Tags = ()
     least_rows: int = Field(200, ge=50)
+    sample_rows: int = Field(
+        20_000,
+        ge=1000,
+        le=200_000,
+        description="of the baseline, at random, that each row is held against; of a "
+        "window a third as many",
+    )
     least_effect: LeastEffect = LeastEffect()
     gate: Literal["none", "fail", "skip"] = "none"
     notify: tuple[Notifier, ...] = ()

@@ -19,7 +19,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
 DECLARE
-    version embedline.model_version := embedline.active_version(use_case, feature);
+    version embedline.model_version := embedline.asked(use_case, feature);
 BEGIN
     INSERT INTO embedline.dismissed AS d
            (use_case, feature, key, unit, kind, input_hash, labels, dismissed_by, remark)

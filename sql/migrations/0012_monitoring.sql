@@ -53,6 +53,7 @@ CREATE TABLE embedline.baseline (
     fingerprint   text NOT NULL,
     rows          bigint NOT NULL,
     days          int NOT NULL,
+    noise         jsonb NOT NULL DEFAULT '{}',
     frozen_at     timestamptz NOT NULL DEFAULT now(),
     superseded_at timestamptz
 );
@@ -67,6 +68,8 @@ COMMENT ON COLUMN embedline.baseline.definition IS
 COMMENT ON COLUMN embedline.baseline.fingerprint IS 'sha256 over the recipe of the vectors, the definition and all cells';
 COMMENT ON COLUMN embedline.baseline.rows IS 'vectors';
 COMMENT ON COLUMN embedline.baseline.days IS 'on which there are any';
+COMMENT ON COLUMN embedline.baseline.noise IS
+    'by what it was measured with: how far its own windows lie from the rest of it, for each metric that reads rows';
 COMMENT ON COLUMN embedline.baseline.frozen_at IS 'later changes of its records do not change it';
 COMMENT ON COLUMN embedline.baseline.superseded_at IS 'another took its place; null: it is in force';
 
@@ -173,13 +176,13 @@ COMMENT ON COLUMN embedline.alarm.remark IS 'what they said';
 
 CREATE TABLE embedline.monitored (
     model_version int NOT NULL REFERENCES embedline.model_version,
-    kind          text NOT NULL CHECK (kind IN ('drift', 'performance')),
+    kind          text NOT NULL CHECK (kind IN ('drift', 'performance', 'review')),
     last_day      date NOT NULL,
     inputs        text NOT NULL,
     PRIMARY KEY (model_version, kind, last_day)
 );
 COMMENT ON TABLE embedline.monitored IS 'which windows have been measured, and on what: one of other inputs is measured anew';
 COMMENT ON COLUMN embedline.monitored.model_version IS 'as in measurement';
-COMMENT ON COLUMN embedline.monitored.kind IS 'vectors and predictions, or predictions and labels';
+COMMENT ON COLUMN embedline.monitored.kind IS 'drift: vectors and predictions; performance: predictions and labels; review: the list as a whole';
 COMMENT ON COLUMN embedline.monitored.last_day IS 'of the window';
 COMMENT ON COLUMN embedline.monitored.inputs IS 'sha256 over the baseline, the settings and the digests of the days';

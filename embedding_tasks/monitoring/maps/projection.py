@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import numpy as np
 from psycopg import sql
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection, take_time
@@ -95,6 +95,19 @@ def place(store: Connection, version: ModelVersion) -> list[Placed]:
         _lock(store, version)
         maps = _Map.latest(store, version)
         return [_placed(store, version, chosen) for chosen in maps.values()]
+
+
+def clusters(store: Connection, map_: int) -> list[dict[str, Any]]:
+    """Of a map: `cluster`, its `name` and how many `vectors`, the largest first."""
+    with store.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "SELECT c.cluster, c.name, count(p.key) AS vectors"
+            " FROM embedline.projection_cluster c"
+            " LEFT JOIN embedline.projection_point p"
+            "  ON p.projection = c.projection AND p.cluster = c.cluster"
+            " WHERE c.projection = %s GROUP BY 1, 2 ORDER BY 3 DESC, 1",
+            [map_],
+        ).fetchall()
 
 
 def _require(method: str, sample: int, clusters: int, keep: int) -> None:
