@@ -87,9 +87,7 @@ def review(
     k: Count = 20,
     dismiss: Annotated[
         str | None,
-        typer.Option(
-            metavar="KEY", help="there is nothing wrong with it (needs --kind)"
-        ),
+        typer.Option(metavar="KEY", help="nothing is wrong with it; takes --kind"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

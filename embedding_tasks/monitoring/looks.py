@@ -145,7 +145,7 @@ class OfLabels:
 
     def depends_on(self) -> Any:
         return self._days(
-            environments=self.monitoring.baseline.environment,
+            environments=self.monitoring.labelled_baseline.environment,
             since=self._before.since,
             until=self._before.until,
         )
@@ -171,7 +171,7 @@ class OfLabels:
 
     @property
     def _before(self) -> Selection:
-        wanted = self.monitoring.baseline
+        wanted = self.monitoring.labelled_baseline
         return Selection(wanted.since, wanted.last_day, wanted.environment)
 
     @cached_property

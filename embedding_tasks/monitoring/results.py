@@ -216,6 +216,7 @@ class Alarm:
     low: float | None
     high: float | None
     adjusted: float | None
+    excess: float | None
     detail: dict[str, Any]
     told_at: datetime | None
     acknowledged_at: datetime | None
@@ -229,8 +230,9 @@ def alarms(store: Connection, use_case: str, *, every: bool = False) -> list[Ala
         return cursor.execute(
             "SELECT a.id, a.use_case, a.feature, a.model_version, a.metric, a.slice,"
             " a.since, a.raised, a.last_seen, a.cleared, a.value, a.low, a.high,"
-            " a.adjusted, a.detail, a.told_at, a.acknowledged_at, a.acknowledged_by,"
-            " a.remark FROM embedline.monitor_alarms a WHERE a.use_case = %s"
+            " a.adjusted, a.excess, a.detail, a.told_at, a.acknowledged_at,"
+            " a.acknowledged_by, a.remark FROM embedline.monitor_alarms a"
+            " WHERE a.use_case = %s"
             " AND (a.cleared IS NULL OR %s) ORDER BY a.raised, a.id",
             [use_case, every],
         ).fetchall()

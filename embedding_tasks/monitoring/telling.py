@@ -33,8 +33,12 @@ def tell(store: Connection, alarm: Alarm) -> str:
 def _what(alarm: Alarm) -> str:
     if alarm.value is None:
         return alarm.metric
-    say = _SAY.get(alarm.metric)
-    return say(alarm) if say else f"{alarm.metric} is {alarm.value:.3g}"
+    if say := _SAY.get(alarm.metric):
+        return say(alarm)
+    told = f"{alarm.metric.replace('_', ' ')} is {alarm.value:.3g}"
+    if alarm.excess is None or alarm.excess == alarm.value:
+        return told
+    return f"{told}, {alarm.excess:.3g} worse than usual"
 
 
 def _centroid(alarm: Alarm) -> str:
@@ -65,11 +69,24 @@ def _outliers(alarm: Alarm) -> str:
     return f"{alarm.value:.1%} of the rows lie farther out than the baseline's do"
 
 
+def _spread(alarm: Alarm) -> str:
+    return f"what the baseline's main axes leave over has changed by {alarm.value:.1%}"
+
+
+def _concept(alarm: Alarm) -> str:
+    return (
+        f"the model is right {alarm.value:.1%} less often than its scores say: what is "
+        "true of such records may have changed"
+    )
+
+
 _SAY: Mapping[str, Callable[[Alarm], str]] = {
     "centroid": _centroid,
     "mix": _mix,
     "novelty": _novelty,
     "outliers": _outliers,
+    "spread": _spread,
+    "concept_drift": _concept,
 }
 # Metrics that flag rows, and as what.
 _FLAGGED = {"novelty": "novel", "outliers": "outlier"}

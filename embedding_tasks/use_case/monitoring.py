@@ -63,9 +63,11 @@ class Notifier(Part):
 
 class Monitoring(Part):
     """`environment` is what is watched; none: all records that are not the
-    baseline's."""
+    baseline's. `performance_baseline` are labelled records that the model was not
+    trained on; none: the baseline."""
 
     baseline: Baseline
+    performance_baseline: Baseline | None = None
     environment: Tags = ()
     window_days: int = Field(1, ge=1, le=366)
     slices: Tags = ()
@@ -93,8 +95,15 @@ class Monitoring(Part):
 
     @property
     def not_watched(self) -> tuple[str, ...]:
-        """Environments that are the baseline's, on whatever day."""
-        return self.baseline.environment if self.baseline.since is None else ()
+        """Environments that are a baseline's, on whatever day."""
+        both = [self.baseline, self.labelled_baseline]
+        return tuple(
+            dict.fromkeys(e for b in both if b.since is None for e in b.environment)
+        )
+
+    @property
+    def labelled_baseline(self) -> Baseline:
+        return self.performance_baseline or self.baseline
 
     def window_of(self, day: Any) -> Any:
         """The number of the window that a day's ordinal lies in, of an array each. The

@@ -31,7 +31,7 @@ COMMENT ON COLUMN embedline.monitor_history.measured_at IS 'when';
 CREATE OR REPLACE VIEW embedline.monitor_alarms WITH (security_barrier) AS
 SELECT a.id, u.name AS use_case, m.feature, m.version AS model_version, a.metric, a.slice, a.since, a.raised,
        a.last_seen, a.cleared, x.value, x.low, x.high, x.adjusted, x.detail, a.told_at, a.acknowledged_at,
-       a.acknowledged_by, a.remark
+       a.acknowledged_by, a.remark, x.excess
 FROM embedline.alarm a
 JOIN embedline.model_version m ON m.id = a.model_version
 JOIN embedline.use_case u ON u.id = m.use_case
@@ -54,6 +54,7 @@ COMMENT ON COLUMN embedline.monitor_alarms.value IS 'the size of the effect, or 
 COMMENT ON COLUMN embedline.monitor_alarms.low IS 'end of its 95 % interval';
 COMMENT ON COLUMN embedline.monitor_alarms.high IS 'end of its 95 % interval';
 COMMENT ON COLUMN embedline.monitor_alarms.adjusted IS 'p-value, corrected for all that were looked at with it';
+COMMENT ON COLUMN embedline.monitor_alarms.excess IS 'how far it is from usual in the direction that is bad';
 COMMENT ON COLUMN embedline.monitor_alarms.detail IS 'what drifted: by class, by value, by cluster';
 COMMENT ON COLUMN embedline.monitor_alarms.told_at IS 'when its notice was sent; null: not yet';
 COMMENT ON COLUMN embedline.monitor_alarms.acknowledged_at IS 'when somebody took it on';

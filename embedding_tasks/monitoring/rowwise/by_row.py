@@ -78,7 +78,7 @@ class Check:
             ),
             records=Records(
                 environments=monitoring.environment,
-                other_environments=usual.environment if usual.since is None else (),
+                other_environments=monitoring.not_watched,
                 slice=slice,
             ),
             settings=settings or Settings(),
