@@ -178,7 +178,7 @@ def _asked(
 ) -> tuple[sql.Composable, list[ModelVersion]]:
     """What to select from, and whose vectors it has."""
     if model_version is not None:
-        chosen = _numbered(store, use_case, feature, model_version)
+        chosen = versions.numbered(store, use_case, model_version, feature)
         if not chosen.serves:
             return _query(store, chosen), [chosen]
         feature = chosen.feature
@@ -212,26 +212,6 @@ def _query(store: Connection, version: ModelVersion) -> sql.Composed:
     ).fetchone()
     assert row is not None
     return sql.SQL("({}) AS version").format(sql.SQL(row[0]))
-
-
-def _numbered(
-    store: Connection, use_case: str, feature: str | None, number: int
-) -> ModelVersion:
-    statement = sql.SQL(
-        "SELECT {} FROM embedline.model_version WHERE use_case = %s"
-        " AND to_regclass(format('embedline.%%I', table_name)) IS NOT NULL"
-        " ORDER BY version"
-    ).format(versions.COLUMNS)
-    there = versions.fetch(store, statement, [versions.use_case_id(store, use_case)])
-    for version in there:
-        if version.version == number and feature in (None, version.feature):
-            return version
-    told = ", ".join(f"{v.version} ({v.feature}, {v.state})" for v in there)
-    asked = f"{number!r}" if feature is None else f"{number!r} of {feature!r}"
-    raise SearchError(
-        f"use case {use_case!r} has no vectors of model version {asked}; "
-        f"valid: {told or 'none yet: run it first'}"
-    )
 
 
 def _columns(store: Connection, relation: sql.Composable) -> list[Column]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from embedding_tasks import forgetting
+from embedding_tasks import use_case as declared
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError, StoreError
 from embedding_tasks.monitoring import html, report, results, stages, telling, watch
@@ -17,6 +18,7 @@ from embedding_tasks.monitoring.results import Alarm
 from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.monitoring.watch import Watched
 from embedding_tasks.use_case import UseCase
+from tests.fix_cli import Command
 from tests.watched_store import NAME, Days, use_case
 
 
@@ -359,3 +361,22 @@ def test_the_page_has_a_chart_of_each_metric_and_what_there_is_to_say(
     assert written.count("<svg") == 9  # three of them of a language, too
     assert "the vectors have moved by" in written
     assert "&#x27;" in written  # what is SQL is text here
+
+
+def test_the_command_watches_takes_on_and_compares(
+    days: Days, embedline: Command, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (10, 11):
+        days.add(day, moved=0.5)
+    monkeypatch.setenv("EMBEDLINE_STORE_DSN", store_dsn)
+    monkeypatch.setattr(declared, "find", lambda name: use_case())
+    said = embedline("monitor", NAME)
+    assert "alarm since 2026-03-11" in said
+    alarm = moved(days)
+    assert f"alarm {alarm.id}" in said
+    embedline("acknowledge", str(alarm.id), "--remark", "new customers", "--by", "ann")
+    assert "acknowledged by ann: new customers" in embedline("monitor", NAME)
+    assert "outlier" in embedline("review", NAME)
+    assert "no record has a label" in embedline("compare", NAME, "1", "1")
+    mapped = embedline("map", NAME, "--clusters", "3")
+    assert f"{days.written} vectors" in mapped

@@ -56,6 +56,13 @@ class Days:
         self.written += rows
         with self.store.transaction():
             search_store.fill(self.store, NAME, self.table, made, vectors)
+            self.store.execute(
+                sql.SQL(
+                    "INSERT INTO embedline.ledger (model_version, key, want_hash,"
+                    " have_hash) SELECT m.id, v.key, v.input_hash, v.input_hash"
+                    " FROM {} v, embedline.model_version m ON CONFLICT DO NOTHING"
+                ).format(sql.Identifier("embedline", self.table))
+            )
 
     def remove(self, day: int, rows: int) -> None:
         """The first ones of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,52 @@ def acknowledge(
     with open_store() as store:
         results.acknowledge(store, alarm, by or _login(), remark)
     terminal.say(f"alarm {alarm} acknowledged")
+
+
+@app.command()
+def compare(
+    name: Name,
+    a: Annotated[int, typer.Argument(help="a model version, as `versions` lists them")],
+    b: Annotated[int, typer.Argument(help="another")],
+    since: Annotated[datetime | None, typer.Option(help="first day, UTC")] = None,
+    until: Annotated[datetime | None, typer.Option(help="last day, UTC")] = None,
+    environment: Annotated[list[str] | None, typer.Option(help="repeatable")] = None,
+    feature: Feature = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two model versions on the same labelled records: which is right more often, and
+    whether that is chance."""
+    from embedding_tasks.monitoring.labels import two_versions
+    from embedding_tasks.monitoring.labels.outcomes import Selection
+    from embedding_tasks.store import versions
+    from embedding_tasks.store.connection import open_store
+
+    selection = Selection(
+        since.date() if since else None,
+        until.date() if until else None,
+        environment or (),
+    )
+    with open_store() as store:
+        one, other = (versions.numbered(store, name, n, feature) for n in (a, b))
+        found = two_versions.compare(store, one, other, selection)
+    if as_json:
+        terminal.print_json(asdict(found))
+        return
+    terminal.print_table(
+        [asdict(found)], ["rows", "both", "only_a", "only_b", "neither"]
+    )
+    terminal.say(_verdict(a, b, found))
+
+
+def _verdict(a: int, b: int, found: Any) -> str:
+    if found.difference is None:
+        return "no record has a label and a prediction of both"
+    told = (
+        f"version {b} is right {found.difference:+.1%} of the time more than version "
+        f"{a} (95 % interval {found.low:+.1%} to {found.high:+.1%}); McNemar's test: "
+        f"p = {found.p_value:.2g}"
+    )
+    return told if found.p_value < 0.05 else f"{told}: that may be chance"
 
 
 @app.command()

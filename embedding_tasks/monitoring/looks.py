@@ -95,7 +95,11 @@ class OfVectors:
     @cached_property
     def _check(self) -> Check:
         most = self.monitoring.sample_rows
-        rows = Settings(most_of_baseline=most, most_of_window=most // 3)
+        rows = Settings(
+            most_of_baseline=most,
+            most_of_window=most // 3,
+            mmd=self.monitoring.mmd,
+        )
         return Check.of(self.version, self.monitoring, settings=rows)
 
     @cached_property

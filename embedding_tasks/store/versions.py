@@ -169,6 +169,27 @@ def active(store: Connection, name: str, feature: str | None = None) -> ModelVer
     return found[feature]
 
 
+def numbered(
+    store: Connection, use_case: str, number: int, feature: str | None = None
+) -> ModelVersion:
+    """One that still has its vectors. Raises `SearchError`, which lists those."""
+    statement = sql.SQL(
+        "SELECT {} FROM embedline.model_version WHERE use_case = %s"
+        " AND to_regclass(format('embedline.%%I', table_name)) IS NOT NULL"
+        " ORDER BY version"
+    ).format(COLUMNS)
+    there = fetch(store, statement, [use_case_id(store, use_case)])
+    for version in there:
+        if version.version == number and feature in (None, version.feature):
+            return version
+    told = ", ".join(f"{v.version} ({v.feature}, {v.state})" for v in there)
+    asked = f"{number!r}" if feature is None else f"{number!r} of {feature!r}"
+    raise SearchError(
+        f"use case {use_case!r} has no vectors of model version {asked}; "
+        f"valid: {told or 'none yet: run it first'}"
+    )
+
+
 def refresh_views(
     store: Connection, use_case: int, prediction_from_source: bool
 ) -> None:

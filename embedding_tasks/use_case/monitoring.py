@@ -79,6 +79,7 @@ class Monitoring(Part):
         description="of the baseline, at random, that each row is held against; of a "
         "window a third as many",
     )
+    mmd: bool = Field(False, description="measure it, too: of all of a distribution")
     least_effect: LeastEffect = LeastEffect()
     gate: Literal["none", "fail", "skip"] = "none"
     notify: tuple[Notifier, ...] = ()
