@@ -28,6 +28,15 @@ def of(store: Connection, use_case: str | None = None) -> list[dict[str, Any]]:
         ).fetchall()
 
 
+def monitored(store: Connection) -> dict[str, int]:
+    """By use case that is monitored, how many alarms are on."""
+    return dict(
+        store.execute(
+            "SELECT use_case, count(DISTINCT alarm) FROM embedline.monitor GROUP BY 1"
+        ).fetchall()
+    )
+
+
 def dead_errors(
     store: Connection, use_case: str, version: int, limit: int = 5
 ) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ open to anybody, so the whole app depends on a signed-in user: 401 without.
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -50,6 +51,7 @@ def page(
         "by": by,
         "k": k,
         "rows": [],
+        "monitored": {},
         "found": None,
         "error": None,
     }
@@ -57,6 +59,7 @@ def page(
     try:
         with open_store(connection) as store:
             facts["rows"] = status.of(store)
+            facts["monitored"] = status.monitored(store)
             if use_case and q.strip() and by == "key":
                 facts["found"] = search.by_key(store, use_case, q.strip(), k)
             elif use_case and q.strip():
@@ -67,6 +70,19 @@ def page(
         facts["error"] = str(error)
         code = 503 if isinstance(error, TransientError) else 400
     return templates.TemplateResponse(request, "embedline.html", facts, code)
+
+
+@app.get("/monitor/{use_case}", response_class=HTMLResponse)
+def monitored(use_case: str) -> HTMLResponse:
+    """What monitoring found the last time, with charts."""
+    from embedding_tasks.monitoring import html, report
+
+    try:
+        with open_store(connection) as store:
+            return HTMLResponse(html.page(store, report.stored(store, use_case)))
+    except EmbedlineError as error:
+        code = 503 if isinstance(error, TransientError) else 400
+        return HTMLResponse(escape(str(error)), code)
 
 
 _encoders: dict[int, Encoder] = {}

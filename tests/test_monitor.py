@@ -4,7 +4,6 @@ else; and a history is the same whenever it is made."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -349,15 +348,13 @@ def test_what_is_told_has_no_more_than_json_has(days: Days) -> None:
 
 
 def test_the_page_has_a_chart_of_each_metric_and_what_there_is_to_say(
-    days: Days, tmp_path: Path
+    days: Days,
 ) -> None:
     for day in (10, 11):
         days.add(day, moved=0.5)
     case = use_case(slices=["language"])
     found = report.of(days.store, case, watch.watch(days.store, case))
-    page = tmp_path / "report.html"
-    html.write(days.store, found, page)
-    written = page.read_text()
+    written = html.page(days.store, found)
     assert written.count("<svg") == 9  # three of them of a language, too
     assert "the vectors have moved by" in written
     assert "&#x27;" in written  # what is SQL is text here

@@ -51,9 +51,9 @@ def monitor(
                 raise typer.Exit(130) from None
         found = report.of(store, case, watched)
         if html:
-            from embedding_tasks.monitoring.html import write
+            from embedding_tasks.monitoring.html import page
 
-            write(store, found, html)
+            html.write_text(page(store, found), "utf-8")
     if as_json:
         terminal.print_json(asdict(found))
     else:

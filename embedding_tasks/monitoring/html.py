@@ -6,14 +6,13 @@ import io
 from collections.abc import Sequence
 from datetime import date
 from html import escape
+from importlib.util import find_spec
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from psycopg.rows import dict_row
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import ConfigError
 from embedding_tasks.monitoring.report import Report, Told
 
 Row = dict[str, Any]
@@ -26,30 +25,33 @@ td, th { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px soli
 pre { background: #f5f5f5; padding: .6rem; white-space: pre-wrap }
 .alarm { color: #b00020; font-weight: 600 } svg { max-width: 100%; height: auto }
 """
+_CAN_DRAW = find_spec("matplotlib") is not None
+_CANNOT = "<p>Charts need matplotlib: pip install 'embedline[report]'</p>"
 _COLUMNS = ("metric", "slice", "last_day", "rows", "value", "low", "high", "state")
 
 
-def write(store: Connection, report: Report, path: Path) -> None:
-    """Raises `ConfigError` where matplotlib is missing."""
+def page(store: Connection, report: Report) -> str:
+    """Without charts where matplotlib is missing; it says so."""
     history = _history(store, report.use_case)
     charts = [
         _chart(name, list(rows), report.alarms)
         for name, rows in groupby(history, key=_series)
+        if _CAN_DRAW
     ]
+    charts = charts if _CAN_DRAW else [_CANNOT]
     alarms = [
         f"<h3 class=alarm>Alarm {told.id}</h3><pre>{escape(told.text)}</pre>"
         for told in report.alarms
     ]
     problems = [f"<p class=alarm>{escape(said)}</p>" for said in report.problems]
     name = escape(report.use_case)
-    path.write_text(
+    return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
         f"<style>{_STYLE}</style><h1>{name}</h1>"
         + "".join([*problems, *(alarms or ["<p>No alarm is on.</p>"])])
         + _table(report.metrics)
         + "".join(charts)
-        + "</html>\n",
-        "utf-8",
+        + "</html>\n"
     )
 
 
@@ -89,12 +91,8 @@ def _chart(
     measured = [row for row in rows if row["value"] is not None]
     if not measured:
         return ""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "the report's charts need matplotlib: pip install 'embedline[report]'"
-        ) from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 2.4), layout="constrained")
     axes: Any = figure.subplots()
     _draw(axes, measured)

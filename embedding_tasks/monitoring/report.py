@@ -38,24 +38,23 @@ class Report:
 
 
 def of(store: Connection, case: UseCase, watched: Sequence[Watched]) -> Report:
+    """After it was watched."""
     problems = [
         f"{case.name}, {w.feature}: {said}" for w in watched for said in w.problems
     ]
     if not watched:
-        problems = [
-            f"{case.name} has no serving vectors yet; embedline run {case.name}"
-        ]
-        return Report(case.name, problems, [], [])
-    alarms = results.alarms(store, case.name)
-    return Report(
-        case.name,
-        problems,
-        _metrics(store, case.name),
-        [
-            Told(a.id, (a.feature, a.metric, a.slice), a.since, telling.tell(store, a))
-            for a in alarms
-        ],
-    )
+        none = f"{case.name} has no serving vectors yet; embedline run {case.name}"
+        return Report(case.name, [none], [], [])
+    return stored(store, case.name, problems)
+
+
+def stored(store: Connection, use_case: str, problems: Sequence[str] = ()) -> Report:
+    """As it was found the last time."""
+    alarms = [
+        Told(a.id, (a.feature, a.metric, a.slice), a.since, telling.tell(store, a))
+        for a in results.alarms(store, use_case)
+    ]
+    return Report(use_case, [*problems], _metrics(store, use_case), alarms)
 
 
 def _metrics(store: Connection, use_case: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pytest
 
 from embedding_tasks import run
 from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import watch
 from tests.fix_project import Project
 
 Write = Callable[..., None]
@@ -71,6 +72,22 @@ def test_the_page_shows_how_every_use_case_stands(signed_in: Any) -> None:
     assert "100.00 %" in page
     assert ">paused</th>" in page
     assert "held back" not in page
+
+
+def test_the_page_links_to_what_monitoring_found(
+    signed_in: Any, project: Project, write_messages: Write, store: Connection
+) -> None:
+    assert "monitor/messages" not in signed_in.get("/").text
+    for day in range(1, 7):
+        write_messages(range(day * 1440, day * 1440 + 60))
+    baseline = {"since": "2026-01-02", "until": "2026-01-06"}
+    case = project.use_case(monitoring={"baseline": baseline, "least_rows": 50})
+    project.run()
+    watch.watch(store, case)
+    assert 'href="monitor/messages"' in signed_in.get("/").text
+    page = signed_in.get("/monitor/messages").text
+    assert "centroid" in page
+    assert "<svg" in page
 
 
 def test_the_page_says_what_holds_a_source_back(
