@@ -282,11 +282,12 @@ def evidently(baseline: Rows, window: Rows, seed: int) -> dict[str, bool]:
 def nannyml(baseline: Rows, window: Rows, seed: int) -> dict[str, bool]:
     """Mean and three standard deviations of the baseline's chunks, which the scaler and
     the PCA were fitted on, too."""
-    scaler = StandardScaler().fit(baseline.vectors)
-    pca = PCA(0.65, random_state=seed).fit(scaler.transform(baseline.vectors))
+    usual = baseline.vectors.astype(np.float64)
+    scaler = StandardScaler().fit(usual)
+    pca = PCA(0.65, random_state=seed).fit(scaler.transform(usual))
 
     def error(vectors: Vectors) -> float:
-        scaled = scaler.transform(vectors)
+        scaled = scaler.transform(vectors.astype(np.float64))
         back = pca.inverse_transform(pca.transform(scaled))
         return float(np.linalg.norm(scaled - back, axis=1).mean())
 

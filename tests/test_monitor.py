@@ -4,13 +4,14 @@ else; and a history is the same whenever it is made."""
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from embedding_tasks import forgetting
 from embedding_tasks import use_case as declared
-from embedding_tasks.connections import Connection
+from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, StoreError
 from embedding_tasks.monitoring import html, report, results, stages, telling, watch
 from embedding_tasks.monitoring.results import Alarm
@@ -185,6 +186,24 @@ def test_measured_again_a_history_is_the_same(days: Days) -> None:
     before = history(days)
     assert len(watched(days, again=True).windows) == 4
     assert history(days) == before
+
+
+def test_two_at_once_find_what_one_does(days: Days, store_dsn: str) -> None:
+    for day in (10, 11):
+        days.add(day, moved=0.5)
+
+    def one(_: int) -> Watched:
+        with connect(store_dsn, role="store") as own:
+            [found] = watch.watch(own, use_case(), again=True)
+            return found
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(one, range(3)))
+    assert len({w.baseline for w in found}) == 1
+    both = history(days)
+    watched(days, again=True)
+    assert history(days) == both
+    assert moved(days).raised == days.day(11)
 
 
 def test_rows_that_come_late_do_not_move_a_frozen_baseline(days: Days) -> None:
