@@ -68,7 +68,7 @@ def test_an_alarm_is_told_once_and_fails_no_run(
     alarms = results.alarms(store, "messages")
     assert "centroid" in {alarm.metric for alarm in alarms}
     said = told.read_text()
-    assert said.count("SELECT key") == len(alarms)
+    assert said.count("SELECT ") == len(alarms)
     assert "centroid: messages (model version 1): the vectors have moved by" in said
     again = states(run_dag("monitor_messages"))
     assert again == {"measure": "success", "tell": "skipped", "gate": "success"}

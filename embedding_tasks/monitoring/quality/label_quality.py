@@ -75,7 +75,7 @@ def read(store: Connection, version: ModelVersion, k: int = NEIGHBORS) -> Labell
         take_time(store)
         store.execute(
             'CREATE TEMP TABLE labelled (n int, key text COLLATE "C", unit int,'
-            " label text, PRIMARY KEY (key, unit))"
+            " label text, PRIMARY KEY (key, unit)) ON COMMIT DROP"
         )
         store.execute(
             "INSERT INTO labelled SELECT row_number() OVER"

@@ -79,7 +79,7 @@ def dismiss(store: Connection, use_case: str, key: str, kind: str) -> None:
 def _stage(store: Connection, flags: Iterable[Flag]) -> None:
     store.execute(
         'CREATE TEMP TABLE staged_flag (key text COLLATE "C", unit int, kind text,'
-        " score float8, detail jsonb, PRIMARY KEY (key, unit, kind))"
+        " score float8, detail jsonb, PRIMARY KEY (key, unit, kind)) ON COMMIT DROP"
     )
     with store.cursor().copy("COPY staged_flag FROM STDIN") as copy:
         for flag in flags:
