@@ -100,6 +100,15 @@ SELECT last_day AS day, rows, round(value::numeric, 3) AS moved,
 FROM embedline.monitor_history
 WHERE use_case = 'digits' AND metric = 'centroid' ORDER BY 1""",
     ),
+    (
+        "Digits: labels that look wrong. Of the sevens of production one in seven was"
+        " labelled 1 on purpose",
+        """\
+SELECT rank, link AS scan, label, suggested_label AS suggested, prediction AS read,
+       round(score::numeric, 3) AS score
+FROM embedline.review WHERE use_case = 'digits' AND kind = 'label'
+ORDER BY rank LIMIT 8""",
+    ),
 ]
 
 NEXT = """
