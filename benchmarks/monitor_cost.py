@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from psycopg import sql
+from psycopg.types.json import Jsonb
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +40,12 @@ SIZES = (100_000, 300_000, 1_000_000)
 DAYS, BASELINE, DIMS, CLASSES = 30, 10, 384, 10
 FIRST = date(2026, 1, 1)
 NAME, TABLE = "things", "vector_things_v1"
+SPEC = {
+    "encoder": {"type": "text"},
+    "input": ["text"],
+    "separator": " ",
+    "pooling": "mean",
+}
 RESULTS = Path(__file__).parent / "results" / "monitor_cost.json"
 
 
@@ -104,9 +111,9 @@ def describe(store: Connection) -> None:
     store.execute("INSERT INTO embedline.use_case (name) VALUES (%s)", [NAME])
     store.execute(
         "INSERT INTO embedline.model_version (use_case, version, fingerprint, spec,"
-        " dims, storage, distance, table_name, state) SELECT id, 1, 'f', '{}', %s,"
+        " dims, storage, distance, table_name, state) SELECT id, 1, 'f', %s, %s,"
         " 'vector', 'cosine', %s, 'active' FROM embedline.use_case",
-        [DIMS, TABLE],
+        [Jsonb(SPEC), DIMS, TABLE],
     )
     store.execute(
         "SELECT embedline.create_vector_table(m) FROM embedline.model_version m"
