@@ -18,15 +18,15 @@ from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
 from embedding_tasks.errors import ConfigError
+from embedding_tasks.monitoring import words
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.monitoring.rowwise import (
     by_row,
     clusters,
     comparison,
-    neighbours,
+    neighbors,
     novelty,
     sample,
-    words,
 )
 from embedding_tasks.monitoring.rowwise.by_row import Check
 from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
@@ -61,28 +61,28 @@ def compared(seed: int, rows: int, new: int = 0, baseline: int = 800) -> Compari
     )
 
 
-def test_neighbours_are_the_exact_ones_but_for_those_of_the_same_record() -> None:
+def test_neighbors_are_the_exact_ones_but_for_those_of_the_same_record() -> None:
     rng = np.random.default_rng(0)
     pool, queries = draw(rng, 500), draw(rng, 40)
     apart = np.arange(500) + 1000, np.arange(40)
-    found = neighbours.nearest(queries, pool, 10, apart[1], apart[0])
+    found = neighbors.nearest(queries, pool, 10, apart[1], apart[0])
     exact = NearestNeighbors(n_neighbors=10).fit(pool).kneighbors(queries)
     np.testing.assert_array_equal(found.indices, exact[1])
     np.testing.assert_allclose(found.distances, exact[0], rtol=1e-4)
     records = np.arange(500) // 5
-    own = neighbours.nearest(pool, pool, 10, records, records)
+    own = neighbors.nearest(pool, pool, 10, records, records)
     assert not (records[own.indices] == records[:, None]).any()
 
 
-def test_neighbours_that_are_not_there_are_infinitely_far() -> None:
+def test_neighbors_that_are_not_there_are_infinitely_far() -> None:
     vectors = draw(np.random.default_rng(0), 4)
-    found = neighbours.nearest(vectors, vectors, 10, np.arange(4), np.arange(4))
+    found = neighbors.nearest(vectors, vectors, 10, np.arange(4), np.arange(4))
     assert np.isfinite(found.distances).sum(axis=1).tolist() == [3, 3, 3, 3]
     assert (found.indices[np.isinf(found.distances)] == 4).all()
 
 
-def test_the_larger_the_window_the_more_neighbours_make_a_row_new() -> None:
-    fewest = [novelty.fewest_neighbours(n, 5000) for n in (200, 1000, 2500, 5000)]
+def test_the_larger_the_window_the_more_neighbors_make_a_row_new() -> None:
+    fewest = [novelty.fewest_neighbors(n, 5000) for n in (200, 1000, 2500, 5000)]
     assert fewest == [4, 7, 9, 10]
 
 

@@ -12,7 +12,8 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring.maps import naming, projection
+from embedding_tasks.monitoring import words
+from embedding_tasks.monitoring.maps import projection
 from embedding_tasks.monitoring.maps.projection import Placed
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
@@ -144,20 +145,21 @@ def test_clusters_are_named_by_the_words_that_tell_them_from_the_rest(
     rng = np.random.default_rng(0)
     topics = np.repeat([0, 1, 2], 40)
     vectors = np.eye(3)[topics] + 0.05 * rng.normal(size=(120, 3))
-    words = ["delayed flight", "lost luggage", "kind crew"]
-    texts = [f"the {words[topic]} was mine, and {n}" for n, topic in enumerate(topics)]
+    pairs = ["delayed flight", "lost luggage", "kind crew"]
+    texts = [f"the {pairs[topic]} was mine, and {n}" for n, topic in enumerate(topics)]
     version = labelled_store.make(store, vectors, [None] * 120, texts=texts)
     projection.fit(store, version, clusters=3)
     rows = store.execute("SELECT DISTINCT name FROM embedline.map").fetchall()
     told = {frozenset(name.split(", ")[:2]) for (name,) in rows}
-    assert told == {frozenset(pair.split()) for pair in words}
+    assert told == {frozenset(pair.split()) for pair in pairs}
 
 
 def test_no_name_tells_what_few_records_say() -> None:
-    texts = [*["flight delayed"] * 20, *["secret"] * 4, *["crew"] * 20, None]
+    texts = [*["flight delayed"] * 20, *["secret"] * 4, *["crew"] * 20, ""]
     groups = np.array([0] * 24 + [1] * 21)
-    assert naming.names(texts, groups, 3) == ["delayed, flight", "crew", ""]
-    assert naming.names([None] * 3, np.zeros(3, np.int64), 1) == [""]
+    told = words.of_groups(texts, groups, 3, most=4, fewest=5)
+    assert told == [["delayed", "flight"], ["crew"], []]
+    assert words.of_groups([""] * 3, np.zeros(3, np.int64), 1, most=4) == [[]]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.errors import ConfigError, valid_choices
-from embedding_tasks.monitoring.maps import mapping, naming
+from embedding_tasks.monitoring import words
+from embedding_tasks.monitoring.maps import mapping
 from embedding_tasks.monitoring.maps.mapping import Fitted, Floats, Method
 from embedding_tasks.monitoring.quality import vectors
 from embedding_tasks.monitoring.quality.vectors import Block, Ints, Vectors
@@ -37,6 +38,9 @@ SAMPLE = 20_000
 CLUSTERS = 20
 KEPT = 3
 FEWEST = 20
+# A cluster's name, and in how many of its texts each word is at least: it tells of many
+# records, and not what one of them says.
+_WORDS, _FEWEST_TEXTS = 4, 5
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,14 @@ def fit(
     of = mapping.comparable(drawn.vectors, version.distance)
     found = mapping.fit(of, method, seed, clusters)
     texts = _texts(store, version, drawn)
-    names = naming.names(texts, found.clusters, len(found.centers))
+    telling = words.of_groups(
+        [text or "" for text in texts],
+        found.clusters,
+        len(found.centers),
+        _WORDS,
+        _FEWEST_TEXTS,
+    )
+    names = [", ".join(group) for group in telling]
     settings = {"sample": sample, "clusters": clusters}
     settings |= mapping.UMAP if method == "umap" else {}
     with store.transaction():

@@ -9,7 +9,7 @@ import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring.rowwise import words
+from embedding_tasks.monitoring import words
 from embedding_tasks.monitoring.rowwise.sample import Ints, Sample, Vectors
 from embedding_tasks.store.versions import ModelVersion
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedding_tasks.monitoring.rowwise import neighbours, permutation
-from embedding_tasks.monitoring.rowwise.neighbours import Neighbours
+from embedding_tasks.monitoring.rowwise import neighbors, permutation
+from embedding_tasks.monitoring.rowwise.neighbors import Neighbors
 from embedding_tasks.monitoring.rowwise.permutation import Mask
 from embedding_tasks.monitoring.rowwise.sample import Ints, Sample, Vectors
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Settings:
 class Comparison:
     """`rows` of the window, then those `held out` of the baseline: `in_window` (rows,)
     says which are of the window, `records` (rows,) numbers their records. Their
-    neighbours: `near` among themselves and the `rest` of the baseline, which follows
+    neighbors: `near` among themselves and the `rest` of the baseline, which follows
     them in the pool; `near_rest` in that alone."""
 
     window: Sample
@@ -43,8 +43,8 @@ class Comparison:
     rest: Sample
     in_window: Mask
     records: Ints
-    near: Neighbours
-    near_rest: Neighbours
+    near: Neighbors
+    near_rest: Neighbors
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -67,7 +67,7 @@ class Comparison:
 
 
 def compare(baseline: Sample, window: Sample, settings: Settings) -> Comparison:
-    """A window larger than the baseline is cut to its size: among its neighbours alone
+    """A window larger than the baseline is cut to its size: among its neighbors alone
     every row would look new."""
     window = window.only(np.arange(min(len(window), len(baseline))))
     records_in_window = len(np.unique(window.keys.astype(str)))
@@ -77,8 +77,8 @@ def compare(baseline: Sample, window: Sample, settings: Settings) -> Comparison:
     rows = len(window) + len(held_out)
     own, others = numbered[:rows], numbered[rows:]
     vectors = np.concatenate([window.vectors, held_out.vectors])
-    among = neighbours.nearest(vectors, vectors, NEIGHBOURS, own, own)
-    known = neighbours.nearest(vectors, rest.vectors, NEIGHBOURS, own, others)
+    among = neighbors.nearest(vectors, vectors, NEIGHBORS, own, own)
+    known = neighbors.nearest(vectors, rest.vectors, NEIGHBORS, own, others)
     return Comparison(
         window,
         held_out,

@@ -1,9 +1,9 @@
 """Rows of a window that are of a kind the baseline has not: most of their nearest
-neighbours came with them.
+neighbors came with them.
 
-Neighbours are counted in the baseline and the window together (Schilling 1986,
+Neighbors are counted in the baseline and the window together (Schilling 1986,
 "Multivariate two-sample tests based on nearest neighbors"), row by row: where nothing
-is new a window of a sixth of all rows has a sixth of anybody's neighbours. A new topic
+is new a window of a sixth of all rows has a sixth of anybody's neighbors. A new topic
 of one row in twenty is found so when neither centroids nor distances show it, and the
 rows are named.
 """
@@ -19,14 +19,14 @@ import numpy.typing as npt
 from scipy import stats
 
 from embedding_tasks.monitoring.rowwise import permutation
-from embedding_tasks.monitoring.rowwise.comparison import NEIGHBOURS, Comparison
+from embedding_tasks.monitoring.rowwise.comparison import NEIGHBORS, Comparison
 from embedding_tasks.monitoring.rowwise.permutation import Mask
 
 Floats = npt.NDArray[np.float64]
 
-# One row in so many has as many neighbours of the window by chance.
+# One row in so many has as many neighbors of the window by chance.
 _BY_CHANCE = 5e-4
-# Of the p-value: rows that lack so many neighbours still count, if less. A topic that
+# Of the p-value: rows that lack so many neighbors still count, if less. A topic that
 # is not far enough from all others has many of them.
 _NEARLY = 2
 
@@ -49,9 +49,9 @@ class Rate:
 
 
 def novelty(compared: Comparison) -> Rate:
-    """A row is novel when at least `fewest` of its ten nearest neighbours are of the
+    """A row is novel when at least `fewest` of its ten nearest neighbors are of the
     window: seven, where that is a sixth of all rows."""
-    fewest = fewest_neighbours(len(compared.window), compared.rows_of_baseline)
+    fewest = fewest_neighbors(len(compared.window), compared.rows_of_baseline)
     shared, rate, tail = _counts(compared, compared.in_window, fewest)
     dealt = [_counts(compared, mask, fewest)[1:] for mask in compared.deals()]
     rates, tails = zip(*dealt, strict=True)
@@ -62,18 +62,18 @@ def novelty(compared: Comparison) -> Rate:
         usual=float(np.mean(rates)),
         found=shared >= fewest,
         scores=distances(compared)[compared.in_window] / reach(compared),
-        detail={"of_ten_neighbours": fewest},
+        detail={"of_ten_neighbors": fewest},
     )
 
 
-def fewest_neighbours(window: int, baseline: int) -> int:
+def fewest_neighbors(window: int, baseline: int) -> int:
     """How many of the ten must be of the window: more than chance gives one row in two
     thousand, and more than a few."""
     share = window / max(window + baseline, 1)
-    counts = np.arange(1, NEIGHBOURS + 1)
-    by_chance = stats.binom.sf(counts - 1, NEIGHBOURS, share)
-    enough = counts[(by_chance <= _BY_CHANCE) & (counts > NEIGHBOURS // 3)]
-    return int(enough[0]) if len(enough) else NEIGHBOURS
+    counts = np.arange(1, NEIGHBORS + 1)
+    by_chance = stats.binom.sf(counts - 1, NEIGHBORS, share)
+    enough = counts[(by_chance <= _BY_CHANCE) & (counts > NEIGHBORS // 3)]
+    return int(enough[0]) if len(enough) else NEIGHBORS
 
 
 def interval(rate: float, records: int) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def reach(compared: Comparison) -> float:
 def _counts(
     compared: Comparison, in_window: Mask, fewest: int
 ) -> tuple[Floats, float, float]:
-    """Of the rows that are dealt to the window: how many neighbours of each are, the
+    """Of the rows that are dealt to the window: how many neighbors of each are, the
     share of rows that have enough, and a smoother statistic of the same."""
     padded = np.append(in_window, False)
     nowhere = len(in_window)

@@ -93,7 +93,7 @@ _CONDITION = sql.SQL(
 class Sample:
     """`keys` and `units` name the rows, `days` (proleptic ordinals) and `vectors`
     (rows, dims) are theirs: of length 1 where the version's distance is the cosine, so
-    that the Euclidean distance puts neighbours in the same order. `of` is how many rows
+    that the Euclidean distance puts neighbors in the same order. `of` is how many rows
     there are."""
 
     keys: npt.NDArray[np.object_]

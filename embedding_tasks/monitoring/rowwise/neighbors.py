@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in memory, by products of blocks of matrices."""
+"""Exact nearest neighbors in memory, by products of blocks of matrices."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ _BLOCK = 16_000_000
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """(rows, k), the nearest first: which rows of a pool, and their Euclidean
     distances. Where there is none it is infinitely far, and past the pool's end."""
 
     indices: Ints
     distances: Vectors
 
-    def and_those(self, other: Neighbours) -> Neighbours:
+    def and_those(self, other: Neighbors) -> Neighbors:
         """The nearest k of both."""
         indices = np.concatenate([self.indices, other.indices], axis=1)
         distances = np.concatenate([self.distances, other.distances], axis=1)
         order = np.argsort(distances, axis=1, kind="stable")
         nearest = order[:, : self.indices.shape[1]]
-        return Neighbours(
+        return Neighbors(
             np.take_along_axis(indices, nearest, axis=1),
             np.take_along_axis(distances, nearest, axis=1),
         )
 
-    def from_place(self, offset: int) -> Neighbours:
+    def from_place(self, offset: int) -> Neighbors:
         """As of a pool that begins with so many other rows."""
-        return Neighbours(self.indices + offset, self.distances)
+        return Neighbors(self.indices + offset, self.distances)
 
 
 def nearest(
     vectors: Vectors, pool: Vectors, k: int, records: Ints, records_of_pool: Ints
-) -> Neighbours:
+) -> Neighbors:
     """Of each of `vectors` (rows, dims) in `pool` (pool, dims), but for those of its
     own record; `records` (rows,) and `records_of_pool` (pool,) number them."""
     found = list(_blocks(vectors, pool, k, records, records_of_pool))
     if not found:
         none = np.zeros((0, k), np.int64)
-        return Neighbours(none, none.astype(np.float32))
+        return Neighbors(none, none.astype(np.float32))
     indices, squares = (np.concatenate(part) for part in zip(*found, strict=True))
     missing = k - indices.shape[1]
     if missing > 0:
@@ -55,7 +55,7 @@ def nearest(
         indices = np.pad(indices, beside)
         squares = np.pad(squares, beside, constant_values=np.inf)
     indices[np.isinf(squares)] = len(pool)
-    return Neighbours(indices, np.sqrt(np.maximum(squares, 0)))
+    return Neighbors(indices, np.sqrt(np.maximum(squares, 0)))
 
 
 def _blocks(
