@@ -54,8 +54,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=SIZES)
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    found = {str(rows): measured(rows) for rows in asked.rows}
-    show(found)
+    found = {}
+    for rows in asked.rows:
+        found[str(rows)] = measured(rows)
+        show(found)
     harness.save(asked.json, found, seed=SEED)
 
 
