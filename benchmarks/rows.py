@@ -6,8 +6,10 @@
 Texts of log-normal lengths in an embedded Postgres; a model of a usual size with random
 weights. `together` is the embed stage as a run has it. Alone are: reading the rows,
 encoding texts that are in memory, and claiming and writing with vectors that are there
-already; each by as many threads as the worker has lanes, on leases of one size, in the
-same run. The timeline shows which share of each tenth of the run the lanes spent where.
+already; each by as many lanes as the worker has, on leases of one size, in the same
+run. Lanes that read or write alone are processes, which are there already; those of the
+worker have to start. The timeline shows which share of each tenth of the run the lanes
+spent where.
 """
 
 from __future__ import annotations
@@ -17,36 +19,31 @@ import logging
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import numpy as np
 import psycopg
 import yaml
 from psycopg import sql
 
-from benchmarks import harness, sized_models
-from embedding_tasks import encoders, ledger, run, use_case, worker
+from benchmarks import harness, lanes_alone, sized_models
+from embedding_tasks import encoders, run, use_case, worker
 from embedding_tasks.connections import Connection, for_source
 from embedding_tasks.encoders import Encoder, Runtime
-from embedding_tasks.encoders.encoded import Encoded
+from embedding_tasks.lane_io import Work
 from embedding_tasks.local import postgres
 from embedding_tasks.run import Request
-from embedding_tasks.source import extract, snapshot
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.store.write import Finished, write
 from embedding_tasks.timeline import Span
 from embedding_tasks.worker import LANES, Worker
 
 NAME = "texts"
 SEED = 5
-LEASE = 8192
 RESULTS = Path(__file__).parent / "results" / "rows.json"
 
 _runs = count()
@@ -80,21 +77,23 @@ def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
     keys = [str(i) for i in range(rows)]
     texts = sized_models.texts(rows, SEED)
     encoder.encode(texts[: len(texts) // 4])
-    vectors = encoder.encode(texts).vectors
+    vectors = encoder.encode(texts[: lanes_alone.LEASE]).vectors
+    work = Work(case, version, RUN, for_source(case.source))
     rates: dict[str, list[float]] = {}
     spans: list[Span] = []
-    for _ in range(rounds):
-        for name, stage in {
-            "read": lambda: read(case, version, keys, lanes),
-            "encode": lambda: encode(encoder, texts, lanes),
-            "write": lambda: write_all(case, version, vectors, lanes),
-            "together": lambda: together(case, version, encoder, spans),
-        }.items():
-            if name in ("write", "together"):
-                with request(case).open_store() as store:
-                    queue(store, version)
-            seconds = harness.seconds(stage)
-            rates.setdefault(name, []).append(rows / seconds)
+    with lanes_alone.Lanes(work, request(case).store_conninfo(), lanes) as alone:
+        for _ in range(rounds):
+            for name, stage in {
+                "read": lambda: alone.read(keys),
+                "encode": lambda: encode(encoder, texts, lanes),
+                "write": lambda: alone.write(vectors),
+                "together": lambda: together(case, version, encoder, spans),
+            }.items():
+                if name in ("write", "together"):
+                    with request(case).open_store() as store:
+                        queue(store, version)
+                seconds = harness.seconds(stage)
+                rates.setdefault(name, []).append(rows / seconds)
     medians = {name: statistics.median(rate) for name, rate in rates.items()}
     slowest = min(("read", "encode", "write"), key=medians.__getitem__)
     return {
@@ -107,49 +106,12 @@ def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def read(
-    case: use_case.UseCase, version: ModelVersion, keys: Sequence[str], lanes: int
-) -> None:
-    conninfo, form = for_source(case.source), version.form
-
-    def lane(mine: Sequence[Sequence[str]]) -> None:
-        with snapshot.opened(conninfo) as source:
-            for chunk in mine:
-                with snapshot.look(source):
-                    inputs = extract.inputs(source, case, version.spec["input"])
-                    found, _ = snapshot.read_inputs(source, inputs, chunk)
-                for record in found.values():
-                    form.input(record.parts)
-
-    in_lanes(lane, chunks(keys), lanes)
-
-
 def encode(encoder: Encoder, texts: Sequence[str], lanes: int) -> None:
-    def lane(mine: Sequence[Sequence[str]]) -> None:
-        for chunk in mine:
-            encoder.encode(chunk)
-
-    in_lanes(lane, chunks(texts), lanes if encoder.shared else 1)
-
-
-def write_all(
-    case: use_case.UseCase, version: ModelVersion, vectors: Any, lanes: int
-) -> None:
-    """All that waits in the queue, with these vectors."""
-    asked = request(case)
-
-    def lane(_: object) -> None:
-        with asked.open_store() as store:
-            while True:
-                lease = ledger.claim(store, version, "bench", LEASE, 60, uuid4())
-                if not lease.hashes:
-                    return
-                keys = list(lease.hashes)
-                made = Encoded.of_records(vectors[np.array(keys, dtype=int)])
-                write(store, lease, Finished(keys, [None] * len(keys), made), RUN)
-                ledger.release(store, lease.token)
-
-    in_lanes(lane, [[]] * lanes, lanes)
+    with ThreadPoolExecutor(lanes if encoder.shared else 1) as pool:
+        for done in [
+            pool.submit(encoder.encode, part) for part in lanes_alone.chunks(texts)
+        ]:
+            done.result()
 
 
 RUN = 1  # of the ledger's runs, the first sync
@@ -177,6 +139,7 @@ def together(
         drainer = Worker(
             store=store,
             open_store=asked.open_store,
+            store_conninfo=asked.store_conninfo(),
             source_conninfo=for_source(case.source),
             use_case=case,
             version=version,
@@ -197,18 +160,6 @@ def already_loaded(encoder: Encoder) -> Iterator[None]:
         yield
     finally:
         encoders.load = load
-
-
-def in_lanes(
-    lane: Callable[[Any], None], work: Sequence[Sequence[Any]], lanes: int
-) -> None:
-    with ThreadPoolExecutor(lanes) as pool:
-        for done in [pool.submit(lane, work[i::lanes]) for i in range(lanes)]:
-            done.result()
-
-
-def chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
-    return [items[i : i + LEASE] for i in range(0, len(items), LEASE)]
 
 
 def timeline(spans: Sequence[Span]) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection as Link
@@ -22,19 +23,19 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from benchmarks import engine_gpu, rows, sized_models
+from benchmarks import engine_gpu, lanes_alone, rows, sized_models
 from embedding_tasks import encoders, ledger, run, use_case
+from embedding_tasks.connections import for_source
 from embedding_tasks.encoders import Encoder, Runtime
-from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.tokenizing import Tokens
+from embedding_tasks.lane_io import Work
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.store.write import Finished, write
 from embedding_tasks.timeline import Span
 from embedding_tasks.use_case import UseCase
 from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
 
-WARM_UP = 3 * rows.LEASE
+WARM_UP = 3 * lanes_alone.LEASE
 Interval = tuple[float, float]
 """When it began and ended, by `time.monotonic`, which all processes share."""
 
@@ -96,50 +97,37 @@ class Process:
 
     def read(self, number: int, of: int, count: int) -> Interval:
         keys = [str(i) for i in range(count)]
-        share = [key for part in rows.chunks(keys)[number::of] for key in part]
-        version, lanes = self._version(), self._lanes
-        return self._timed(lambda: rows.read(self._case, version, share, lanes))
+        share = [key for part in lanes_alone.chunks(keys)[number::of] for key in part]
+        with self._alone() as alone:
+            return self._timed(lambda: alone.read(share))
 
     def claim(self, number: int, of: int) -> Interval:
         """All that waits, together with the others."""
         version = self._version()
 
-        def lane(_: object) -> None:
+        def lane(_: int) -> None:
             with self._request("claim").open_store() as store:
                 while ledger.claim(
-                    store, version, "bench", rows.LEASE, 600, uuid4()
+                    store, version, "bench", lanes_alone.LEASE, 600, uuid4()
                 ).hashes:
                     pass
 
-        lanes = self._lanes
-        return self._timed(lambda: rows.in_lanes(lane, [[]] * lanes, lanes))
+        with ThreadPoolExecutor(self._lanes) as lanes:
+            return self._timed(lambda: [*lanes.map(lane, range(self._lanes))])
 
     def write(self, number: int, of: int) -> Interval:
         """The same, with vectors that are there already."""
-        version = self._version()
         made = np.random.default_rng(number).standard_normal(
-            (rows.LEASE, version.dims), dtype=np.float32
+            (lanes_alone.LEASE, self._version().dims), dtype=np.float32
         )
+        with self._alone() as alone:
+            return self._timed(lambda: alone.write(made))
 
-        def lane(_: object) -> None:
-            with self._request("write").open_store() as store:
-                while (
-                    lease := ledger.claim(
-                        store, version, "bench", rows.LEASE, 600, uuid4()
-                    )
-                ).hashes:
-                    keys = list(lease.hashes)
-                    encoded = Encoded.of_records(made[: len(keys)])
-                    write(
-                        store,
-                        lease,
-                        Finished(keys, [None] * len(keys), encoded),
-                        rows.RUN,
-                    )
-                    ledger.release(store, lease.token)
-
-        lanes = self._lanes
-        return self._timed(lambda: rows.in_lanes(lane, [[]] * lanes, lanes))
+    def _alone(self) -> lanes_alone.Lanes:
+        case = self._case
+        work = Work(case, self._version(), rows.RUN, for_source(case.source))
+        stored_in = self._request("alone").store_conninfo()
+        return lanes_alone.Lanes(work, stored_in, self._lanes)
 
     def work(self, name: str) -> dict[str, Any]:
         """What `embedline work` does; `name` is its run's. The worker takes a device

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import psycopg
 from psycopg import sql
 
-from embedding_tasks import facts, ledger
+from embedding_tasks import ledger
 from embedding_tasks.connections import Connection, blame, usable
 from embedding_tasks.encoders import Encoder
 from embedding_tasks.encoders.encoded import Encoded
-from embedding_tasks.errors import InputError, ModelError, Stopped, TransientError
+from embedding_tasks.errors import ModelError, Stopped, TransientError
 from embedding_tasks.isolation import isolate
+from embedding_tasks.lane_io import LaneIO, Records
 from embedding_tasks.leases import Leases
 from embedding_tasks.ledger import Lease
-from embedding_tasks.source import extract, snapshot
-from embedding_tasks.source.snapshot import Input
 from embedding_tasks.store import copy
 from embedding_tasks.store.versions import ModelVersion
-from embedding_tasks.store.write import Finished, write
 from embedding_tasks.timeline import WORK, Stage, Timeline
 from embedding_tasks.use_case import UseCase
 
@@ -63,7 +59,6 @@ class Job:
     use_case: UseCase
     version: ModelVersion
     run_id: int
-    source_conninfo: str
     open_store: Callable[[], Connection]
     leases: Leases
     timeline: Timeline
@@ -121,8 +116,8 @@ class Lane:
     job: Job
     number: int
     store: Connection
+    io: LaneIO
     is_idle: bool = True
-    _source: Connection | None = None
     _lease: Lease | None = None
     _is_leaving: bool = False
     _worked: float = 0.0
@@ -146,15 +141,15 @@ class Lane:
                 usable(self.store, self.job.open_store) as store,
             ):
                 self.job.leases.give_back(store, self._lease)
-        for connection in filter(None, (self.store, self._source)):
-            connection.close()
+        self.io.close()
+        self.store.close()
 
     def cancel(self) -> None:
         """The statement it may be in, from another thread."""
-        for connection in filter(None, (self.store, self._source)):
-            if not self._is_leaving:
-                with suppress(Exception):
-                    connection.cancel_safe(timeout=1)
+        if not self._is_leaving:
+            with suppress(Exception):
+                self.store.cancel_safe(timeout=1)
+            self.io.cancel()
 
     def _next_lease(self) -> Lease | None:
         self._lease = self.job.leases.next(self.store, self.number)
@@ -164,10 +159,9 @@ class Lane:
         self._worked = 0.0
         with self._stage("read"):
             records = self._read(lease)
-            inputs, errors = self._formed(records)
-        self._size = sum(len(part or "") for r in records for part in r.parts)
-        if records:
-            self._embed(lease, records, inputs, errors)
+        self._size = records.size
+        if records.keys:
+            self._embed(lease, records)
         self.job.leases.settle(self.store, lease, self._worked, self._size)
         self._lease = None
         self.job.report()
@@ -181,68 +175,22 @@ class Lane:
         if stage in WORK:
             self._worked += clock.seconds
 
-    def _read(self, lease: Lease) -> list[Input]:
-        source = self._looked_after_source()
-        with blame(source=source), snapshot.look(source):
-            inputs = extract.inputs(
-                source, self.job.use_case, self.job.version.spec["input"]
-            )
-            keys = sorted(lease.hashes)
-            found, unreadable = snapshot.read_inputs(source, inputs, keys)
-        if held := {k: e for k, e in unreadable.items() if k in lease.hashes}:
-            self._charge(lease, held)
-        # a key may come back in other words: 1.0 is found by 1
-        current = [
-            i for key, i in found.items() if i.hash == lease.hashes.get(key, b"")
-        ]
-        if moved := lease.hashes.keys() - {i.key for i in current} - held.keys():
-            put_off = ledger.defer(self.store, lease, sorted(moved), DEFER_SECONDS)
+    def _read(self, lease: Lease) -> Records:
+        records = self.io.read(lease)
+        if records.unreadable:
+            self._charge(lease, records.unreadable)
+        if records.moved:
+            put_off = ledger.defer(self.store, lease, records.moved, DEFER_SECONDS)
             self.job.count(self.store, "deferred", deferred=put_off)
-        return current
+        return records
 
-    def _looked_after_source(self) -> Connection:
-        """Kept open from lease to lease; opened again where it was cut meanwhile."""
-        if self._source is not None:
-            with suppress(psycopg.Error):
-                self._source.execute("SELECT")
-            if not self._source.closed:
-                return self._source
-        self._source = snapshot.connected(self.job.source_conninfo)
-        return self._source
-
-    def _formed(self, records: list[Input]) -> tuple[list[Any], dict[int, str]]:
-        """What the encoder reads of each record, and by position why it cannot."""
-        version, form = self.job.version, self.job.version.form
-        inputs: list[Any] = []
-        errors: dict[int, str] = {}
-        for position, record in enumerate(records):
-            try:
-                inputs.append(form.input(record.parts))
-            except InputError as error:
-                inputs.append(None)
-                errors[position] = f"InputError: {error}"
-        if version.keeps_labelled(self.job.use_case.first_feature.unit):
-            labelled = facts.labelled(
-                self.store, version.use_case, [r.key for r in records]
-            )
-            inputs = [
-                sentence and replace(sentence, **labelled.get(record.key, {}))
-                for sentence, record in zip(inputs, records, strict=True)
-            ]
-        return inputs, errors
-
-    def _embed(
-        self,
-        lease: Lease,
-        records: list[Input],
-        inputs: list[Any],
-        errors: dict[int, str],
-    ) -> None:
+    def _embed(self, lease: Lease, records: Records) -> None:
         trouble = None
         with self._model() as encoder:
-            encoded, unencoded = isolate(encoder, inputs)
-            errors |= unencoded | _unfit(encoded, self.job.version)
-            if len(errors) == len(records):
+            encoded, unencoded = isolate(encoder, records.inputs)
+            errors = {**records.errors, **unencoded}
+            errors |= _unfit(encoded, self.job.version)
+            if len(errors) == len(records.keys):
                 trouble = self._trouble(encoder)
         if trouble is not None:
             self.job.batch_failed(trouble)
@@ -252,7 +200,7 @@ class Lane:
             raise Stopped("the worker was stopped, and its lease given back")
         self._size += encoded.vectors.nbytes
         with self._stage("write"):
-            self._write(lease, records, encoded, errors)
+            self._write(lease, records.keys, encoded, errors)
 
     @contextmanager
     def _model(self) -> Iterator[Encoder]:
@@ -271,27 +219,19 @@ class Lane:
     def _write(
         self,
         lease: Lease,
-        records: list[Input],
+        keys: Sequence[str],
         encoded: Encoded,
-        errors: dict[int, str],
+        errors: Mapping[int, str],
     ) -> None:
-        good = [p for p in range(len(records)) if p not in errors]
-        if good:
-            form, kept = self.job.version.form, self.job.use_case.kept
-            finished = Finished(
-                keys=[records[p].key for p in good],
-                data=[kept(form.kept(records[p].parts)) for p in good],
-                encoded=encoded.only(good),
-            )
-            seconds = self.job.timeline.bill()
-            written = write(self.store, lease, finished, self.job.run_id, seconds)
+        if len(errors) < len(keys):
+            written = self.io.write(encoded, errors, self.job.timeline.bill())
             self.job.count(
                 self.store, embedded=written.records, discarded=written.discarded
             )
         if errors:
-            self._charge(lease, {records[p].key: e for p, e in errors.items()})
+            self._charge(lease, {keys[p]: e for p, e in errors.items()})
 
-    def _charge(self, lease: Lease, errors: dict[str, str]) -> None:
+    def _charge(self, lease: Lease, errors: Mapping[str, str]) -> None:
         dead = ledger.fail(self.store, lease, errors, self.job.use_case.retry)
         self.job.count(self.store, "failed", failed=len(errors), dead=dead)
         key, message = next(iter(errors.items()))

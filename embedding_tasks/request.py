@@ -7,7 +7,7 @@ from typing import Literal
 
 from embedding_tasks.connections import Connection, Resolve
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.store.connection import open_store
+from embedding_tasks.store import connection
 from embedding_tasks.sync import Backfill
 from embedding_tasks.use_case import (
     Everything,
@@ -63,7 +63,11 @@ class Request:
         return Backfill(run_id or None, self.backfill)
 
     def open_store(self) -> Connection:
-        return open_store(self.resolve)
+        return connection.open_store(self.resolve)
 
     def open_direct(self) -> Connection:
-        return open_store(self.resolve, direct=True)
+        return connection.open_store(self.resolve, direct=True)
+
+    def store_conninfo(self) -> str:
+        """For processes that cannot resolve it; it may hold a password."""
+        return connection.conninfo(self.resolve)

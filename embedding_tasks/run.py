@@ -170,6 +170,7 @@ def embed_stage(
             worker_ = Worker(
                 store=store,
                 open_store=request.open_store,
+                store_conninfo=request.store_conninfo(),
                 source_conninfo=conninfo,
                 use_case=request.use_case,
                 version=version,

@@ -25,6 +25,7 @@ from embedding_tasks.connections import Connection, Resolve, blame, usable
 from embedding_tasks.device_lock import Held
 from embedding_tasks.encoders import Encoder, Runtime
 from embedding_tasks.errors import Stopped
+from embedding_tasks.lane_io import Apart, Here, LaneIO, Work
 from embedding_tasks.leases import Leases
 from embedding_tasks.pipeline import Drained, Job, Lane, Progress
 from embedding_tasks.store.versions import ModelVersion
@@ -39,6 +40,9 @@ LANES = 2
 # write: with five a card of the fastest kind had a batch in hand twice as often as with
 # three, with eight no more often.
 LANES_OF_SHARED = 5
+# Of records that wait, beside an accelerator: from here on a lane reads and writes in a
+# process of its own. It takes half a second to start, and is worth that only then.
+WORTH_A_PROCESS = 10_000
 # A batch that is being written when a worker is stopped may be finished within this.
 _GRACE_SECONDS = 1.0
 _CANCEL_SECONDS = 0.5
@@ -55,11 +59,13 @@ _PATIENCE = 3
 @dataclass
 class Worker:
     """Drains one model version's queue. `open_store` makes further connections, for
-    the lanes and for renewing leases. `spans`, where given, takes what each lane did
+    the lanes and for renewing leases; `store_conninfo` is for those of lanes that read
+    and write in processes of their own. `spans`, where given, takes what each lane did
     when."""
 
     store: Connection
     open_store: Callable[[], Connection]
+    store_conninfo: str
     source_conninfo: str
     use_case: UseCase
     version: ModelVersion
@@ -90,7 +96,6 @@ class Worker:
             self.use_case,
             self.version,
             self.run_id,
-            self.source_conninfo,
             self.open_store,
             self._leases,
             self._timeline,
@@ -163,12 +168,19 @@ class Worker:
         while len(self._lanes) < lanes:
             number = next(self._numbers)
             # here: what resolves connections may not be made for several threads
-            lane = Lane(self._job, number, self.open_store())
+            store = self.open_store()
+            lane = Lane(self._job, number, store, self._io(store))
             thread = threading.Thread(
                 target=self._work, args=[lane], name=f"lane-{number}", daemon=True
             )
             self._lanes[lane] = thread
             thread.start()
+
+    def _io(self, store: Connection) -> LaneIO:
+        work = Work(self.use_case, self.version, self.run_id, self.source_conninfo)
+        if self._device is not None and self.drained.pending >= WORTH_A_PROCESS:
+            return Apart(work, self.store_conninfo)
+        return Here(store, work)
 
     def _work(self, lane: Lane) -> None:
         try:

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 from seqeval.metrics import f1_score
 from seqeval.metrics.sequence_labeling import get_entities
 
-from embedding_tasks import pipeline, search
+from embedding_tasks import lane_io, search
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
 from embedding_tasks.errors import SearchError, SourceError
@@ -260,7 +260,7 @@ def test_a_label_that_comes_while_its_record_is_embedded_is_not_missed(
         source={"input": "body"}, pooling=pooling, label={"column": "spans"}
     )
     write(db, sentences[:3], tags=False)
-    write_batch = pipeline.write
+    write_batch = lane_io.write
     whole = [{"start": 0, "end": 30, "label": "person"}]
     came = []
 
@@ -271,7 +271,7 @@ def test_a_label_that_comes_while_its_record_is_embedded_is_not_missed(
             sync(project)
         return write_batch(*arguments)
 
-    monkeypatch.setattr(pipeline, "write", write_late)
+    monkeypatch.setattr(lane_io, "write", write_late)
     project.run()
     found = rows(store, "span, label", "label LIKE '%person'")
     assert {label for _, label in found} >= (

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from embedding_tasks import encoders, ledger, pipeline, run, status
+from embedding_tasks import encoders, lane_io, ledger, pipeline, run, status
 from embedding_tasks.connections import Connection
 from embedding_tasks.encoders import Encoder, Runtime
 from embedding_tasks.encoders.encoded import Encoded
@@ -47,6 +47,7 @@ def make_worker(full_use_case: Project, store: Connection) -> Make:
         return Worker(
             store=store,
             open_store=request.open_store,
+            store_conninfo=request.store_conninfo(),
             source_conninfo=case.source.dsn,
             use_case=case,
             version=versions.active(store, "messages"),
@@ -67,7 +68,7 @@ def _no_lane_is_left_running() -> Iterator[None]:
 def slow_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (snapshot, "read_inputs"),
-        (pipeline, "write"),
+        (lane_io, "write"),
         (TextEncoder, "encode"),
     ):
         delayed(monkeypatch, module, name)
@@ -228,7 +229,7 @@ def test_the_first_error_wins_with_its_type_and_its_traceback(
     make_worker: Make, monkeypatch: pytest.MonkeyPatch, store: Connection
 ) -> None:
     """The other lane fails because of it, and later."""
-    write, failed = pipeline.write, threading.Event()
+    write, failed = lane_io.write, threading.Event()
 
     def second_failure(*args: Any) -> Any:
         if failed.wait(5):
@@ -244,7 +245,7 @@ def test_the_first_error_wins_with_its_type_and_its_traceback(
             raise ModelError("the first")
         return ENCODE(self, inputs)
 
-    monkeypatch.setattr(pipeline, "write", second_failure)
+    monkeypatch.setattr(lane_io, "write", second_failure)
     monkeypatch.setattr(TextEncoder, "encode", first_failure)
     with pytest.raises(ModelError, match="the first") as caught:
         make_worker().drain()
@@ -294,7 +295,7 @@ def test_ctrl_c_in_any_stage_gives_all_leases_back_at_once(
         case "read":
             monkeypatch.setattr(snapshot, "read_inputs", forever)
         case "write":
-            monkeypatch.setattr(pipeline, "write", forever)
+            monkeypatch.setattr(lane_io, "write", forever)
         case "load":
             monkeypatch.setattr(encoders, "load", loading)
         case "encode":
@@ -328,14 +329,14 @@ def test_a_model_that_does_not_look_up_holds_no_lease_meanwhile(
 def test_what_is_being_written_when_a_worker_is_stopped_is_stored(
     make_worker: Make, monkeypatch: pytest.MonkeyPatch, store: Connection
 ) -> None:
-    write = pipeline.write
+    write = lane_io.write
 
     def slow(*args: Any) -> Any:
         interrupt()
         time.sleep(0.3)
         return write(*args)
 
-    monkeypatch.setattr(pipeline, "write", slow)
+    monkeypatch.setattr(lane_io, "write", slow)
     worker = make_worker()
     with pytest.raises(KeyboardInterrupt):
         worker.drain()

@@ -18,9 +18,10 @@ import psutil
 import pytest
 import torch
 
-from embedding_tasks.encoders import devices, preparing, preparing_process
+from embedding_tasks.encoders import devices, preparing
 from embedding_tasks.encoders.preparing import Preparation
 from embedding_tasks.errors import InputError, Stopped, TransientError
+from embedding_tasks.local import process_child
 from tests import preparing_tasks as tasks
 
 WAYS = [{}, {"threads": 3}, {"processes": 2}]
@@ -45,7 +46,7 @@ def children() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if any("preparing_process" in word for word in child.cmdline())
+        if any("process_child" in word for word in child.cmdline())
     ]
 
 
@@ -80,7 +81,7 @@ def test_processes_start_at_first_use_and_stay(made: Make) -> None:
 
 def test_a_process_holds_what_its_callable_needs_and_no_more(made: Make) -> None:
     [(_, facts)] = made(tasks.facts, processes=1).run([0], 1)
-    assert facts["main"] == preparing_process.__file__
+    assert facts["main"] == process_child.__file__
     assert not {"torch", "transformers", "airflow", "pytest"} & {*facts["modules"]}
     assert facts["environment"] == {
         "TOKENIZERS_PARALLELISM": "false",
@@ -170,7 +171,7 @@ def test_large_arrays_are_what_they_were_and_can_be_written(
     made: Make, way: dict[str, int], shares: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shares:  # as where an operating system has no memory without a name
-        monkeypatch.setattr(preparing_process, "_CAN_SHARE", False)
+        monkeypatch.setattr(process_child, "_CAN_SHARE", False)
     wanted = tasks.large_arrays()
     kept = [*made(tasks.large_arrays, **way).run(range(1, 9), 2)]
     for places, arrays in kept:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from embedding_tasks import ledger, pipeline, run, status
+from embedding_tasks import lane_io, ledger, run, status
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.encoders.encoded import Encoded
 from embedding_tasks.encoders.text import TextEncoder
@@ -99,7 +99,7 @@ DEATHS = [
     ("embedding_tasks.pipeline.isolate", 3, "after"),
     ("embedding_tasks.store.write._fence", 2, "after"),
     ("embedding_tasks.store.write._settle", 4, "after"),
-    ("embedding_tasks.pipeline.write", 5, "after"),
+    ("embedding_tasks.lane_io.write", 5, "after"),
     # publish
     ("embedding_tasks.runs.close", 1, "before"),
     ("embedding_tasks.runs.close", 1, "after"),
@@ -397,7 +397,7 @@ def test_an_interrupt_in_the_middle_of_a_command_is_still_an_interrupt(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write", interrupted)
+        patch.setattr(lane_io, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             full_use_case.run()
     numbers = status.of(store)[0]
@@ -418,7 +418,7 @@ def test_no_transaction_of_a_batch_is_open_while_the_model_runs_on_it(
         carry(lane, lease)
 
     def watched(self: TextEncoder, inputs: Any) -> Encoded:
-        mine = (here.lane.store, here.lane._source)
+        mine = (here.lane.store, here.lane.io._source)
         row = store.execute(
             "SELECT count(*), count(xact_start) FROM pg_stat_activity"
             " WHERE pid = ANY (%s)",

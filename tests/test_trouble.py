@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from embedding_tasks import cursor, pipeline, run, runs, staging
+from embedding_tasks import cursor, lane_io, pipeline, run, runs, staging
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, DatabaseAway, ModelError
 from embedding_tasks.local import postgres
@@ -156,7 +156,7 @@ def test_a_store_restarted_at_once_loses_nothing(
     run.sync_stage(request)
     pg_ctl = [str(postgres.binary("pg_ctl")), "-D", str(tmp_path / "fragile/postgres")]
     written = threading.Event()
-    write = pipeline.write
+    write = lane_io.write
 
     def crash_after_the_third(*args: Any, **kwargs: Any) -> Any:
         result = write(*args, **kwargs)
@@ -167,13 +167,13 @@ def test_a_store_restarted_at_once_loses_nothing(
         return result
 
     calls: list[int] = []
-    monkeypatch.setattr(pipeline, "write", crash_after_the_third)
+    monkeypatch.setattr(lane_io, "write", crash_after_the_third)
     with pytest.raises(DatabaseAway):
         run.embed_stage(request, 0)
     assert written.is_set()
     postgres.release(tmp_path / "fragile")
     postgres.hold(tmp_path / "fragile")
-    monkeypatch.setattr(pipeline, "write", write)
+    monkeypatch.setattr(lane_io, "write", write)
     project.run(external_id=request.external_id)
     with connect(fragile, role="store") as store:
         end_state(store).assert_same(wanted)

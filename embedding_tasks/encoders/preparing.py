@@ -6,11 +6,6 @@ it is not: Python code of several threads runs on one core.
 from __future__ import annotations
 
 import os
-import pickle
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import weakref
 from collections import deque
@@ -20,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from embedding_tasks.encoders import preparing_process
-from embedding_tasks.errors import Stopped, TransientError
+from embedding_tasks.errors import Stopped
+from embedding_tasks.local.process import Process
 
 T = TypeVar("T")
 Prepare = Callable[[Sequence[Any]], T]
@@ -33,7 +28,6 @@ _AHEAD = 2
 _LOOK_SECONDS = 0.2
 # Of each device's share: one core feeds it, one reads and writes.
 _SPARED = 2
-_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 def cores() -> int:
@@ -80,7 +74,7 @@ class Preparation(Generic[T]):
         def make() -> Prepare[T]:
             if not processes:
                 return build(*args)
-            started.append(Process(build, args))
+            started.append(Process("prepares inputs", build, *args))
             return started[-1]
 
         self._make = make
@@ -149,82 +143,6 @@ class Preparation(Generic[T]):
         if self._stopped.is_set():
             self.close()
             raise Stopped("stopped while inputs were prepared")
-
-
-class Process:
-    """Keeps `Prepare`. It is started at its first chunk and, if it dies, again at the
-    next one."""
-
-    def __init__(self, build: Callable[..., Any], args: Sequence[Any]) -> None:
-        self._task = pickle.dumps((build, args))
-        self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
-        self._closed = False
-
-    def __call__(self, chunk: Sequence[Any]) -> Any:
-        link = self._link or self._start()
-        try:
-            preparing_process.send(link, chunk)
-            done, answer = preparing_process.receive(link)
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-        if not done:
-            raise answer
-        return answer
-
-    def _start(self) -> socket.socket:
-        if self._closed:
-            raise self._lost()
-        link, theirs = socket.socketpair()
-        command = [sys.executable, "-P", preparing_process.__file__]
-        with theirs:
-            self._link = link
-            try:
-                self._process = subprocess.Popen(
-                    [*command, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.PIPE,  # what it ends with
-                    stdout=subprocess.DEVNULL,
-                    env={**os.environ, **_ENVIRONMENT},
-                    process_group=0,
-                )
-            except OSError as error:
-                self.end()
-                raise TransientError(
-                    f"a process that prepares inputs cannot be started: {error}"
-                ) from error
-        try:
-            preparing_process.send(link, (sys.path, self._task))
-        except OSError as error:
-            raise self._lost() from error
-        return link
-
-    def _lost(self) -> TransientError:
-        code = self.end()
-        if self._closed:
-            return TransientError("the processes that prepare inputs were ended")
-        how = f"by signal {-code}" if code < 0 else f"with status {code}"
-        if code == -signal.SIGKILL:
-            how += ", as Linux ends one when memory runs out"
-        return TransientError(f"a process that prepares inputs ended {how}")
-
-    def close(self) -> None:
-        self._closed = True
-        self.end()
-
-    def end(self) -> int:
-        """What it ended with, at once: it has nothing to save."""
-        process, link = self._process, self._link
-        self._process = self._link = None
-        if link is not None:
-            with suppress(OSError):  # wakes a thread that waits for an answer
-                link.shutdown(socket.SHUT_RDWR)
-            link.close()
-        if process is None or process.stdin is None:
-            return 0
-        with process.stdin:
-            process.kill()
-        return process.wait()
 
 
 def _end(pool: ThreadPoolExecutor, started: list[Process], owner: int) -> None:

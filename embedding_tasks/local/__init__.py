@@ -1,1 +1,2 @@
-"""What runs on this machine when nothing else is configured."""
+"""What runs on this machine: what stands in for what is not configured, and processes
+of our own."""

@@ -1,4 +1,4 @@
-"""The process that prepares inputs, and how it and its parent speak.
+"""The other side of `process`, and how both speak.
 
 It is run by its path and imports the standard library alone, so that it holds what its
 callable needs and nothing else. multiprocessing's fresh starts would run the parent's
@@ -104,22 +104,22 @@ def _exactly(link: socket.socket, count: int) -> bytearray:
 
 
 def serve(link: socket.socket) -> None:
-    """Answers (True, result) or (False, error) to each chunk, until the parent is
-    gone."""
+    """Answers (True, result) or (False, error) to each call, until the parent is
+    gone, or interrupts a callable that has asked for it."""
     paths, task = receive(link)
     sys.path[:] = paths  # before anything of it is unpickled
     made: list[Callable[[Any], Any]] = []
 
-    def outcome(chunk: Any) -> tuple[bool, Any]:
+    def outcome(given: Any) -> tuple[bool, Any]:
         try:
             if not made:
                 build, args = pickle.loads(task)
                 made.append(build(*args))
-            return True, made[0](chunk)
+            return True, made[0](given)
         except Exception as error:
             return False, portable(error)
 
-    with suppress(EOFError, ConnectionError):
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
         while True:
             answer = outcome(receive(link))
             try:
@@ -130,7 +130,7 @@ def serve(link: socket.socket) -> None:
 
 def portable(error: Exception) -> Exception:
     """The error, or one that says the same where it does not survive pickling."""
-    error.add_note("in a process that prepares inputs:\n" + traceback.format_exc())
+    error.add_note("in a process of its own:\n" + traceback.format_exc())
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
