@@ -30,6 +30,8 @@ SECONDS_PER_LEASE = 2.0
 FIRST_RECORDS = 256
 # Of inputs and vectors; a lease is in memory as a whole, in each lane.
 BYTES_PER_LEASE = 256_000_000
+# Each claims records of its own; more would find those of others locked and look on.
+CLAIMS_AT_ONCE = 2
 # A first lease may be slow for reasons of its own (kernels are compiled, caches
 # filled), a short one fast by chance.
 _MOST_GROWTH = 4.0
@@ -70,7 +72,9 @@ class Leases:
     _held: dict[UUID, Lease | None] = field(default_factory=dict)
     _settled: int = 0
     _told: bool = False
-    _turn: threading.Lock = field(default_factory=threading.Lock)
+    _turn: threading.Semaphore = field(
+        default_factory=lambda: threading.Semaphore(CLAIMS_AT_ONCE)
+    )
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
@@ -78,7 +82,8 @@ class Leases:
 
     def next(self, store: Connection, lane: int) -> Lease | None:
         """None when nothing is left. What others hold is waited for: they finish it,
-        or lose it when their lease runs out. One lane asks, the others wait for it."""
+        or lose it when their lease runs out. A few lanes ask, the
+        others wait for them."""
         with self._turn:
             while not self.stopped.is_set():
                 seen = self._settled
