@@ -7,9 +7,8 @@ Texts of log-normal lengths in an embedded Postgres; a model of a usual size wit
 weights. `together` is the embed stage as a run has it. Alone are: reading the rows,
 encoding texts that are in memory, and claiming and writing with vectors that are there
 already; each by as many lanes as the worker has, on leases of one size, in the same
-run. Lanes that read or write alone are processes, which are there already; those of the
-worker have to start. The timeline shows which share of each tenth of the run the lanes
-spent where.
+run. Lanes that read or write alone are processes. The timeline shows which share of
+each tenth of the run the lanes spent where, from when the model is loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import logging
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
     if asked.lanes:
-        worker.LANES_OF_SHARED = asked.lanes
+        worker.LANES_APART = asked.lanes
     logging.getLogger("embedding_tasks").setLevel(logging.ERROR)
     with project(asked.size, asked.storage) as case:
         fill(sized_models.texts(asked.rows, SEED))
@@ -73,7 +73,7 @@ def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
     with request(case).open_store() as store:
         version = versions.live(store, versions.use_case_id(store, NAME))[0]
     encoder = encoders.load(version, Runtime())
-    lanes = worker.LANES_OF_SHARED if encoder.shared else LANES
+    lanes = worker.LANES_APART if encoder.shared else LANES
     keys = [str(i) for i in range(rows)]
     texts = sized_models.texts(rows, SEED)
     encoder.encode(texts[: len(texts) // 4])
@@ -84,16 +84,17 @@ def measure(case: use_case.UseCase, rows: int, rounds: int) -> dict[str, Any]:
     with lanes_alone.Lanes(work, request(case).store_conninfo(), lanes) as alone:
         for _ in range(rounds):
             for name, stage in {
-                "read": lambda: alone.read(keys),
-                "encode": lambda: encode(encoder, texts, lanes),
-                "write": lambda: alone.write(vectors),
-                "together": lambda: together(case, version, encoder, spans),
+                "read": lambda: harness.seconds(lambda: alone.read(keys)),
+                "encode": lambda: harness.seconds(
+                    lambda: encode(encoder, texts, lanes)
+                ),
+                "write": lambda: harness.seconds(lambda: alone.write(vectors)),
+                "together": lambda: together(case, version, encoder, lanes, spans),
             }.items():
                 if name in ("write", "together"):
                     with request(case).open_store() as store:
                         queue(store, version)
-                seconds = harness.seconds(stage)
-                rates.setdefault(name, []).append(rows / seconds)
+                rates.setdefault(name, []).append(rows / stage())
     medians = {name: statistics.median(rate) for name, rate in rates.items()}
     slowest = min(("read", "encode", "write"), key=medians.__getitem__)
     return {
@@ -114,6 +115,7 @@ def encode(encoder: Encoder, texts: Sequence[str], lanes: int) -> None:
             done.result()
 
 
+LOADING = 10.0  # seconds at most
 RUN = 1  # of the ledger's runs, the first sync
 
 
@@ -131,12 +133,26 @@ def queue(store: Connection, version: ModelVersion) -> None:
 
 
 def together(
-    case: use_case.UseCase, version: ModelVersion, encoder: Encoder, spans: list[Span]
-) -> None:
-    asked = request(case)
+    case: use_case.UseCase,
+    version: ModelVersion,
+    encoder: Encoder,
+    lanes: int,
+    spans: list[Span],
+) -> float:
+    """Seconds from when the model is loaded: what a worker pays once is no part of what
+    a row costs. Until then its lanes start, and read what they have leased first."""
+    asked, began = request(case), list[float]()
     spans.clear()
-    with asked.open_store() as store:
-        drainer = Worker(
+
+    def load(version: ModelVersion, runtime: Runtime) -> Encoder:
+        until = time.monotonic() + LOADING
+        while _have_read(spans) < lanes and time.monotonic() < until:
+            time.sleep(0.01)
+        began.append(time.monotonic())
+        return encoder
+
+    with asked.open_store() as store, replaced(encoders, "load", load):
+        Worker(
             store=store,
             open_store=asked.open_store,
             store_conninfo=asked.store_conninfo(),
@@ -146,25 +162,28 @@ def together(
             run_id=RUN,
             holder="bench",
             spans=spans,
-        )
-        with already_loaded(encoder):
-            drainer.drain()
+        ).drain()
+    return time.monotonic() - began[0]
+
+
+def _have_read(spans: Sequence[Span]) -> int:
+    return len({span.lane for span in spans if span.stage == "read"})
 
 
 @contextmanager
-def already_loaded(encoder: Encoder) -> Iterator[None]:
-    """What a worker pays once is no part of what a row costs."""
-    load = encoders.load
-    encoders.load = lambda version, runtime: encoder  # type: ignore[assignment]
+def replaced(place: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
     try:
         yield
     finally:
-        encoders.load = load
+        setattr(place, name, before)
 
 
 def timeline(spans: Sequence[Span]) -> list[dict[str, float]]:
     """By tenth of the run, seconds of all lanes in each stage per second."""
-    first, last = min(s.began for s in spans), max(s.ended for s in spans)
+    first = min(s.began for s in spans if s.stage == "encode")
+    last = max(s.ended for s in spans)
     step = (last - first) / 10
     tenths = []
     for tenth in range(10):

@@ -11,9 +11,8 @@ import pickle
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection as Link
 from pathlib import Path
@@ -33,7 +32,7 @@ from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.timeline import Span
 from embedding_tasks.use_case import UseCase
-from embedding_tasks.worker import LANES, LANES_OF_SHARED, Worker
+from embedding_tasks.worker import LANES, LANES_APART, Worker
 
 WARM_UP = 3 * lanes_alone.LEASE
 Interval = tuple[float, float]
@@ -136,8 +135,8 @@ class Process:
         spans: list[Span] = []
         load = partial(self._loaded_with_all, original=encoders.load)
         with (
-            _replaced(run, "Worker", partial(Worker, spans=spans)),
-            _replaced(encoders, "load", load),
+            rows.replaced(run, "Worker", partial(Worker, spans=spans)),
+            rows.replaced(encoders, "load", load),
         ):
             counts = run.work(self._request(name))
         began, left = self._went, time.monotonic()
@@ -168,7 +167,7 @@ class Process:
 
     @property
     def _lanes(self) -> int:
-        return LANES_OF_SHARED if self._encoder.shared else LANES
+        return LANES_APART if self._encoder.shared else LANES
 
     def _request(self, name: str) -> run.Request:
         return run.Request(self._case, external_id=name, kind="work")
@@ -210,16 +209,6 @@ class Process:
         self._link.send("ready")
         assert self._link.recv() == "go"
         return time.monotonic()
-
-
-@contextmanager
-def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(place, name)
-    setattr(place, name, value)
-    try:
-        yield
-    finally:
-        setattr(place, name, before)
 
 
 def spans_of(results: Sequence[dict[str, Any]]) -> list[Span]:

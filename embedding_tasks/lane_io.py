@@ -8,7 +8,6 @@ core.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -170,7 +169,9 @@ class Apart:
     has read until that is written."""
 
     def __init__(self, work: Work, store_conninfo: str) -> None:
-        self._process = Process("reads and writes", _serve, work, store_conninfo)
+        self._process = Process(
+            *("reads and writes", _serve, work, store_conninfo), interruptible=True
+        )
 
     def read(self, lease: Lease) -> Records:
         records: Records = self._process(("read", lease))
@@ -183,15 +184,13 @@ class Apart:
         return written
 
     def cancel(self) -> None:
-        self._process.interrupt()
+        self._process.interrupt()  # psycopg cancels its statement
 
     def close(self) -> None:
         self._process.close()
 
 
 def _serve(work: Work, store_conninfo: str) -> Callable[[tuple[Any, ...]], Any]:
-    # psycopg cancels its statement, and the process ends
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     here = Here(reach(store_conninfo), work)
 
     def answer(call: tuple[Any, ...]) -> Any:

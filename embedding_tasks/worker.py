@@ -37,12 +37,11 @@ log = logging.getLogger(__name__)
 # One lane has the model, the other writes what it has left and reads what comes next.
 LANES = 2
 # An accelerator that several lanes feed at once must not wait for those that read and
-# write: with five a card of the fastest kind had a batch in hand twice as often as with
-# three, with eight no more often.
+# write. In threads more than five only keep each other waiting.
 LANES_OF_SHARED = 5
-# Of records that wait, beside an accelerator: from here on a lane reads and writes in a
-# process of its own. It takes half a second to start, and is worth that only then.
-WORTH_A_PROCESS = 10_000
+# With as many records as this before it, each reads and writes in a process of its own,
+# which takes a second to start.
+LANES_APART, WORTH_A_PROCESS = 8, 10_000
 # A batch that is being written when a worker is stopped may be finished within this.
 _GRACE_SECONDS = 1.0
 _CANCEL_SECONDS = 0.5
@@ -132,7 +131,9 @@ class Worker:
     def _carry(self, waiting: int) -> None:
         with self._leases.renewed():
             try:
-                self._staff(min(LANES, self._worth(waiting)))
+                # those of an accelerator start while the model is loaded
+                lanes = LANES_APART if self._is_apart else LANES
+                self._staff(min(lanes, self._worth(waiting)))
                 while self._lanes:
                     self._next_call()
                 self._keep_account(self.store)
@@ -178,9 +179,11 @@ class Worker:
 
     def _io(self, store: Connection) -> LaneIO:
         work = Work(self.use_case, self.version, self.run_id, self.source_conninfo)
-        if self._device is not None and self.drained.pending >= WORTH_A_PROCESS:
-            return Apart(work, self.store_conninfo)
-        return Here(store, work)
+        return Apart(work, self.store_conninfo) if self._is_apart else Here(store, work)
+
+    @property
+    def _is_apart(self) -> bool:
+        return self._device is not None and self.drained.pending >= WORTH_A_PROCESS
 
     def _work(self, lane: Lane) -> None:
         try:

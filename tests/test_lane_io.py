@@ -41,6 +41,7 @@ def apart(full_use_case: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     monkeypatch.setattr(device_lock, "candidates", lambda asked: {0: "a card"})
     monkeypatch.setattr(encoders, "load", on_processor)
     monkeypatch.setattr(worker, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(worker, "LANES_APART", 2)
     yield full_use_case
     assert not children()
 

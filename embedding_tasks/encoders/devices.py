@@ -24,10 +24,10 @@ T = TypeVar("T")
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 # Tokens of one pass where nothing else is said. On a CPU what stays in its caches; on
-# an accelerator what keeps it busy for longer than the next pass takes to launch, which
-# narrow models need more of.
+# an accelerator what keeps it busy for longer than the next pass takes to launch, by a
+# thread that others keep waiting.
 _CPU_TOKENS = 4096
-_WIDE_TOKENS, _NARROW_TOKENS, _NARROW = 65_536, 131_072, 512
+_ACCELERATOR_TOKENS = 131_072
 _SHARE_OF_FREE_MEMORY = 0.5
 _GOOD_PASSES, _GROWTH = 20, 1.5
 _CARDS = Path("/proc/driver/nvidia/gpus")
@@ -151,7 +151,7 @@ def _affordable(model: nn.Module, device: torch.device) -> int:
     token_bytes = (6 * width + 2 * inner) * next(model.parameters()).element_size()
     free, _ = torch.cuda.mem_get_info(device)
     fits = int(free * _SHARE_OF_FREE_MEMORY / token_bytes)
-    return max(1, min(fits, _NARROW_TOKENS if width < _NARROW else _WIDE_TOKENS))
+    return max(1, min(fits, _ACCELERATOR_TOKENS))
 
 
 def within_memory(

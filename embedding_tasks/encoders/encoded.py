@@ -113,6 +113,8 @@ def joined(parts: Sequence[tuple[Sequence[int], Encoded]], count: int) -> Encode
 
 
 def _concatenated(arrays: list[Any]) -> Any:
+    if len(arrays) == 1:
+        return arrays[0]
     return None if arrays[0] is None else np.concatenate(arrays)
 
 

@@ -42,7 +42,7 @@ TEXTS_AT_A_TIME = 4096
 # So many batches' tokens, where it is sizes that vary.
 _BATCHES = 16
 # Texts that a process cuts at a time: some milliseconds of work.
-_CHUNK = 128
+_CHUNK = 256
 
 # Vectors and, where there is a head, its logits, of a batch.
 Launched = list[Tensor]

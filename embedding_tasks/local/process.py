@@ -23,11 +23,19 @@ class Process:
     """Calls, in a process of its own, the callable that `build(*args)` makes there. It
     is started at its first call and, if it dies, again at the next one. `build` is a
     function of a module, and goes by pickle with `args`, what is called with and what
-    comes back. `task` is what it does, in messages."""
+    comes back. `task` is what it does, in messages; what is `interruptible` can be
+    ended by `interrupt`, wherever it is."""
 
-    def __init__(self, task: str, build: Callable[..., Any], *args: Any) -> None:
+    def __init__(
+        self,
+        task: str,
+        build: Callable[..., Any],
+        *args: Any,
+        interruptible: bool = False,
+    ) -> None:
         self._does = task
         self._task = pickle.dumps((build, args))
+        self._interruptible = interruptible
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._closed = False
@@ -66,7 +74,7 @@ class Process:
                     f"a process that {self._does} cannot be started: {error}"
                 ) from error
         try:
-            process_child.send(link, (sys.path, self._task))
+            process_child.send(link, (sys.path, self._task, self._interruptible))
         except OSError as error:
             raise self._lost() from error
         return link
@@ -81,7 +89,7 @@ class Process:
         return TransientError(f"a process that {self._does} ended {how}")
 
     def interrupt(self) -> None:
-        """As Ctrl-C does, where the callable has said that it minds."""
+        """As Ctrl-C does: it cancels its statement, say, and is gone."""
         if (process := self._process) is not None:
             process.send_signal(signal.SIGINT)
 

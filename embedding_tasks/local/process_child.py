@@ -105,8 +105,10 @@ def _exactly(link: socket.socket, count: int) -> bytearray:
 
 def serve(link: socket.socket) -> None:
     """Answers (True, result) or (False, error) to each call, until the parent is
-    gone, or interrupts a callable that has asked for it."""
-    paths, task = receive(link)
+    gone, or interrupts what may be."""
+    paths, task, interruptible = receive(link)
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[:] = paths  # before anything of it is unpickled
     made: list[Callable[[Any], Any]] = []
 
