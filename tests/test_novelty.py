@@ -18,13 +18,13 @@ from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import words
+from embedding_tasks.monitoring import nearest, words
 from embedding_tasks.monitoring.measured import Measured, Window
+from embedding_tasks.monitoring.nearest import Apart
 from embedding_tasks.monitoring.rowwise import (
     by_row,
     clusters,
     comparison,
-    neighbors,
     novelty,
     sample,
 )
@@ -64,21 +64,26 @@ def compared(seed: int, rows: int, new: int = 0, baseline: int = 800) -> Compari
 def test_neighbors_are_the_exact_ones_but_for_those_of_the_same_record() -> None:
     rng = np.random.default_rng(0)
     pool, queries = draw(rng, 500), draw(rng, 40)
-    apart = np.arange(500) + 1000, np.arange(40)
-    found = neighbors.nearest(queries, pool, 10, apart[1], apart[0])
+    found = nearest.nearest(queries, pool, 10)
     exact = NearestNeighbors(n_neighbors=10).fit(pool).kneighbors(queries)
-    np.testing.assert_array_equal(found.indices, exact[1])
+    np.testing.assert_array_equal(found.rows, exact[1])
     np.testing.assert_allclose(found.distances, exact[0], rtol=1e-4)
-    records = np.arange(500) // 5
-    own = neighbors.nearest(pool, pool, 10, records, records)
-    assert not (records[own.indices] == records[:, None]).any()
+    records = rng.permutation(np.arange(500) // 5)
+    own = nearest.nearest(pool, pool, 10, Apart(records, records))
+    assert not (records[own.rows] == records[:, None]).any()
+
+
+def test_neighbors_far_from_the_origin_are_the_same() -> None:
+    pool = draw(np.random.default_rng(0), 300)
+    near, far = (nearest.nearest(v, v, 5, Apart.each(300)) for v in (pool, pool + 500))
+    assert (near.rows == far.rows).mean() > 0.99
 
 
 def test_neighbors_that_are_not_there_are_infinitely_far() -> None:
     vectors = draw(np.random.default_rng(0), 4)
-    found = neighbors.nearest(vectors, vectors, 10, np.arange(4), np.arange(4))
+    found = nearest.nearest(vectors, vectors, 10, Apart.each(4))
     assert np.isfinite(found.distances).sum(axis=1).tolist() == [3, 3, 3, 3]
-    assert (found.indices[np.isinf(found.distances)] == 4).all()
+    assert ((found.rows == -1) == np.isinf(found.distances)).all()
 
 
 def test_the_larger_the_window_the_more_neighbors_make_a_row_new() -> None:

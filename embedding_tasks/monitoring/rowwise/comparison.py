@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedding_tasks.monitoring.rowwise import neighbors, permutation
-from embedding_tasks.monitoring.rowwise.neighbors import Neighbors
+from embedding_tasks.monitoring.nearest import Apart, Neighbors, nearest
+from embedding_tasks.monitoring.rowwise import permutation
 from embedding_tasks.monitoring.rowwise.permutation import Mask
 from embedding_tasks.monitoring.rowwise.sample import Ints, Sample, Vectors
 
@@ -77,8 +77,8 @@ def compare(baseline: Sample, window: Sample, settings: Settings) -> Comparison:
     rows = len(window) + len(held_out)
     own, others = numbered[:rows], numbered[rows:]
     vectors = np.concatenate([window.vectors, held_out.vectors])
-    among = neighbors.nearest(vectors, vectors, NEIGHBORS, own, own)
-    known = neighbors.nearest(vectors, rest.vectors, NEIGHBORS, own, others)
+    among = nearest(vectors, vectors, NEIGHBORS, Apart(own, own))
+    known = nearest(vectors, rest.vectors, NEIGHBORS, Apart(own, others))
     return Comparison(
         window,
         held_out,

@@ -102,7 +102,7 @@ def _counts(
     share of rows that have enough, and a smoother statistic of the same."""
     padded = np.append(in_window, False)
     nowhere = len(in_window)
-    own = compared.near.indices[in_window]
+    own = compared.near.rows[in_window]
     shared = padded[np.minimum(own, nowhere)].sum(axis=1)
     above = np.maximum(shared - fewest + 1 + _NEARLY, 0)
     return shared, float((shared >= fewest).mean()), float(above.mean())
