@@ -127,7 +127,7 @@ def test_the_rows_of_a_record_are_dealt_together() -> None:
     found = comparison.compare(baseline, window, QUICK)
     assert not set(found.held_out.keys) & set(found.rest.keys)
     assert found.records_in_window == 100
-    for mask in found.deals():
+    for mask in found.deals:
         sides = np.unique(np.stack([found.records, mask]), axis=1)
         assert len(sides.T) == len(np.unique(found.records))
 
@@ -195,10 +195,14 @@ def check_of(store: Connection, **changes: Any) -> Check:
     return replace(Check(version_of(store), BASELINE, settings=QUICK), **changes)
 
 
+def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
+    return by_row.measure(store, check, by_row.baseline(store, check), window)
+
+
 def measured(
     store: Connection, day: date = SECOND, **changes: Any
 ) -> dict[str, Measured]:
-    found = by_row.measure(store, check_of(store, **changes), Window(day, day))
+    found = measure(store, check_of(store, **changes), Window(day, day))
     return {one.metric: one for one in found}
 
 
@@ -383,7 +387,20 @@ def test_only_asked_environments_are_looked_at(
     assert (even, odd) == (250, 250)
     assert count(environments=("even", "odd")) == 500
     assert count(other_environments=("odd",)) == 500
-    assert count(without=Window(FIRST, FIRST)) == 250
+
+
+def test_a_sample_is_of_the_same_rows_whatever_else_there_is(
+    heaps: Project, store: Connection
+) -> None:
+    version = version_of(store)
+    every = sample.read(store, version, Records(), 1000)
+    some = sample.read(store, version, Records(), 400)
+    assert (every.of, some.of, len(some)) == (750, 750, 400)
+    assert some.keys.tolist() == every.keys[:400].tolist()
+    np.testing.assert_array_equal(some.vectors, every.vectors[:400])
+    others = every.without_days(Window(FIRST, FIRST))
+    read = sample.read(store, version, Records(since=SECOND), 1000)
+    assert others.keys.tolist() == read.keys.tolist()
 
 
 def test_a_check_is_what_the_use_case_says(heaps: Project, store: Connection) -> None:
@@ -397,7 +414,7 @@ def test_a_check_is_what_the_use_case_says(heaps: Project, store: Connection) ->
             {"baseline": wanted, "least_effect": {"novelty": 0.03}}
         )
         check = Check.of(version_of(store), said, settings=QUICK)
-        found = by_row.measure(store, check, Window(FIRST, SECOND))[0]
+        found = measure(store, check, Window(FIRST, SECOND))[0]
         assert found.detail["baseline_rows"] == 500
         assert found.least == 0.03
         assert found.rows == (250 if "environment" in wanted else 750)
@@ -410,11 +427,12 @@ def test_the_baseline_tells_how_new_its_own_days_are(
     store.execute(
         "UPDATE embedline.record SET event_time = '2026-01-04' WHERE key::int < 250"
     )
-    found = by_row.noise(store, check)
+    usual = by_row.baseline(store, check)
+    found = by_row.noise(store, check, usual)
     assert {name: len(values) for name, values in found.items()} == dict.fromkeys(
         by_row.METRICS, 3
     )
     assert max(found["novelty"]) > 0.05  # the day of the planted ones
     assert sorted(found["novelty"])[1] < 0.02
     assert flagged(store) == set()
-    assert len(by_row.noise(store, check, most=2)["spread"]) == 2
+    assert len(by_row.noise(store, check, usual, most=2)["spread"]) == 2

@@ -20,6 +20,7 @@ from embedding_tasks.monitoring.results import Kind, digest
 from embedding_tasks.monitoring.rowwise import by_row
 from embedding_tasks.monitoring.rowwise.by_row import Check
 from embedding_tasks.monitoring.rowwise.comparison import Settings
+from embedding_tasks.monitoring.rowwise.sample import Sample
 from embedding_tasks.monitoring.sums import cells, rollup
 from embedding_tasks.monitoring.sums.drift import FEWEST_WINDOWS, Drift
 from embedding_tasks.store.versions import ModelVersion
@@ -89,7 +90,7 @@ class OfVectors:
     def _of_rows(self, window: Window) -> list[Measured]:
         return [
             replace(measured, noise=self._noise.get(measured.metric))
-            for measured in by_row.measure(self.store, self._check, window)
+            for measured in by_row.measure(self.store, self._check, self._usual, window)
         ]
 
     @cached_property
@@ -103,6 +104,10 @@ class OfVectors:
         return Check.of(self.version, self.monitoring, settings=rows)
 
     @cached_property
+    def _usual(self) -> Sample:
+        return by_row.baseline(self.store, self._check)
+
+    @cached_property
     def _noise(self) -> Mapping[str, float]:
         """The largest of the baseline's own windows, where there are enough of them."""
         days = self.monitoring.window_days
@@ -111,7 +116,7 @@ class OfVectors:
         )
 
         def measure() -> dict[str, float]:
-            found = by_row.noise(self.store, self._check, days=days)
+            found = by_row.noise(self.store, self._check, self._usual, days=days)
             return {
                 metric: max(values)
                 for metric, values in found.items()

@@ -87,11 +87,20 @@ class Check:
         )
 
 
-def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
+def baseline(store: Connection, check: Check) -> Sample:
+    """What windows are compared with: to be read once for all of them."""
+    most = check.settings.most_of_baseline
+    return sample.read(store, check.version, check.baseline, most)
+
+
+def measure(
+    store: Connection, check: Check, usual: Sample, window: Window
+) -> list[Measured]:
     """`novelty`, `outliers`, `spread` and, if it is asked for, `mmd`; without values
     where a side has too few rows. Replaces the window's flags of novel rows and of
     outliers."""
-    usual, found = _read(store, check, window)
+    found = _read(store, check, window)
+    usual = usual.without(found)
     blank = _blank(check, window, usual, found)
     if _too_few(check, usual, found):
         for kind in (NOVEL, OUTLIER):
@@ -109,37 +118,34 @@ def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
 def noise(
     store: Connection,
     check: Check,
+    usual: Sample,
     *,
     days: int = 1,
     most: int = MOST_WINDOWS,
 ) -> dict[str, list[float]]:
     """By metric the excess of each of the baseline's own windows of so many days over
-    the rest of the baseline: at most so many windows, drawn by the settings' seed. To
-    be stored with the baseline; flags nothing."""
+    the rest of the baseline's sample: at most so many windows, drawn by the settings'
+    seed. To be stored with the baseline; flags nothing."""
     found: dict[str, list[float]] = {}
     settings = replace(check.settings, permutations=_NO_P_VALUE)
+    own = replace(check, records=check.baseline, settings=settings)
     for window in _own_windows(store, check, days, most):
-        rest = replace(check.baseline, without=window)
-        own = replace(check, baseline=rest, records=check.baseline, settings=settings)
-        usual, rows_ = _read(store, own, window)
-        if _too_few(own, usual, rows_):
+        rows_ = _read(store, own, window)
+        rest = usual.without_days(window).without(rows_)
+        if _too_few(own, rest, rows_):
             continue
-        compared = comparison.compare(usual, rows_, settings)
+        compared = comparison.compare(rest, rows_, settings)
         new, far = novelty.novelty(compared), spread.outliers(compared)
-        blank = _blank(own, window, usual, rows_)
+        blank = _blank(own, window, rest, rows_)
         for measured in _filled(blank, compared, new, far, {}):
             if measured.excess is not None:
                 found.setdefault(measured.metric, []).append(measured.excess)
     return found
 
 
-def _read(store: Connection, check: Check, window: Window) -> tuple[Sample, Sample]:
-    """Rows of the baseline and of the window, no record in both."""
-    version, settings = check.version, check.settings
-    records = check.records.of(window)
-    found = sample.read(store, version, records, settings.most_of_window)
-    usual = sample.read(store, version, check.baseline, settings.most_of_baseline)
-    return usual.without(found), found
+def _read(store: Connection, check: Check, window: Window) -> Sample:
+    records, most = check.records.of(window), check.settings.most_of_window
+    return sample.read(store, check.version, records, most)
 
 
 def _too_few(check: Check, *sides: Sample) -> bool:

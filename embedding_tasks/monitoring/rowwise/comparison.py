@@ -3,8 +3,8 @@ usual is read off rows that nothing was fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -59,7 +59,8 @@ class Comparison:
     def vectors(self) -> Vectors:
         return np.concatenate([self.window.vectors, self.held_out.vectors])
 
-    def deals(self) -> Iterator[Mask]:
+    @cached_property
+    def deals(self) -> list[Mask]:
         settings = self.settings
         return permutation.deals(
             self.in_window, self.records, settings.permutations, settings.seed

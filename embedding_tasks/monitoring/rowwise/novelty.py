@@ -53,7 +53,7 @@ def novelty(compared: Comparison) -> Rate:
     window: seven, where that is a sixth of all rows."""
     fewest = fewest_neighbors(len(compared.window), compared.rows_of_baseline)
     shared, rate, tail = _counts(compared, compared.in_window, fewest)
-    dealt = [_counts(compared, mask, fewest)[1:] for mask in compared.deals()]
+    dealt = [_counts(compared, mask, fewest)[1:] for mask in compared.deals]
     rates, tails = zip(*dealt, strict=True)
     return Rate(
         rate,
