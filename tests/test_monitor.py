@@ -14,9 +14,12 @@ from embedding_tasks import use_case as declared
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, StoreError
 from embedding_tasks.monitoring import html, report, results, stages, telling, watch
+from embedding_tasks.monitoring.maps import projection
+from embedding_tasks.monitoring.quality import neighbors
 from embedding_tasks.monitoring.results import Alarm
 from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.monitoring.watch import Watched
+from embedding_tasks.store import versions
 from embedding_tasks.use_case import UseCase
 from tests.fix_cli import Command
 from tests.watched_store import NAME, Days, use_case
@@ -186,6 +189,31 @@ def test_measured_again_a_history_is_the_same(days: Days) -> None:
     before = history(days)
     assert len(watched(days, again=True).windows) == 4
     assert history(days) == before
+
+
+def test_a_list_that_cannot_be_made_is_told_until_it_can_be(
+    days: Days, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    days.store.execute(
+        "INSERT INTO embedline.label (use_case, key, label) SELECT use_case, key,"
+        " prediction FROM embedline.prediction ORDER BY key LIMIT 50"
+    )
+    [version] = versions.live_by_name(days.store, NAME)
+    projection.fit(days.store, version, sample=200)
+    monkeypatch.setattr(neighbors, "EXACT", 10)
+    monkeypatch.setattr(neighbors, "MOST_EXACT", 40)
+    caplog.set_level("INFO")
+    for placed in (True, False):
+        caplog.clear()
+        [said] = watched(days).problems
+        assert "50 labelled vectors and no index" in said
+        assert ("placed" in caplog.text) == placed
+    monkeypatch.setattr(neighbors, "MOST_EXACT", 50)
+    for listed in (True, False):
+        caplog.clear()
+        assert watched(days).problems == []
+        assert ("reviewed" in caplog.text) == listed
+        assert "placed" not in caplog.text
 
 
 def test_two_at_once_find_what_one_does(days: Days, store_dsn: str) -> None:

@@ -101,20 +101,25 @@ class _Watch:
         )
 
     def _review(self, labels: OfLabels, again: bool) -> Iterator[str]:
-        """The list of suspects and the maps, where anything has changed."""
+        """The list of suspects and the maps, where anything has changed. A list that
+        could not be made is tried again by every run; what was done beside it stays."""
         seen = results.digest(rollup.days(self.store, self.version), labels.every_day())
-        known = results.known_inputs(self.store, self.version, "review")
-        if not again and known.get(_WHOLE) == seen:
+        unlisted = results.digest(seen, "unlisted")
+        known = results.known_inputs(self.store, self.version, "review").get(_WHOLE)
+        if not again and known == seen:
             return
-        self.tell("reviewing", 0, 1)
-        projection.place(self.store, self.version)
-        flags.clean(self.store, self.version)
+        self.tell("reviewing", 0, 2)
+        if again or known != unlisted:
+            projection.place(self.store, self.version)
+            flags.clean(self.store, self.version)
+        self.tell("reviewing", 1, 2)
         try:
             review.refresh(self.store, self.version)
         except StoreError as error:
             yield str(error)
+            seen = unlisted
         results.note(self.store, self.version, "review", _WHOLE, seen)
-        self.tell("reviewing", 1, 1)
+        self.tell("reviewing", 2, 2)
 
     def _refresh(self, labels: OfLabels) -> None:
         self.tell("summing up", 0, 2)
