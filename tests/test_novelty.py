@@ -100,6 +100,22 @@ def test_where_nothing_is_new_p_values_are_uniform(rows: int) -> None:
     assert np.mean([rate.value for rate in found]) < 0.005
 
 
+def test_texts_that_come_again_and_again_are_not_new() -> None:
+    same = np.random.default_rng(9).normal(size=DIMS)
+
+    def rate(seed: int) -> novelty.Rate:
+        rng = np.random.default_rng(seed)
+        baseline, window = draw(rng, 800), draw(rng, 500)
+        for vectors in (baseline, window):
+            vectors[rng.random(len(vectors)) < 0.3] = same
+        sides = sample.of_vectors(baseline), sample.of_vectors(window, 800)
+        return novelty.novelty(comparison.compare(*sides, replace(QUICK, seed=seed)))
+
+    found = [rate(seed) for seed in range(20)]
+    assert np.mean([rate.p_value < 0.05 for rate in found]) <= 0.15
+    assert np.mean([rate.value for rate in found]) < 0.005
+
+
 def test_rows_of_a_new_kind_are_those_that_are_found() -> None:
     rate = novelty.novelty(compared(3, rows=400, new=NEW))
     is_new = np.arange(400) >= 400 - NEW
