@@ -4,7 +4,7 @@ else; and a history is the same whenever it is made."""
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -13,7 +13,15 @@ from embedding_tasks import forgetting
 from embedding_tasks import use_case as declared
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import html, report, results, stages, telling, watch
+from embedding_tasks.monitoring import (
+    baseline,
+    html,
+    report,
+    results,
+    stages,
+    telling,
+    watch,
+)
 from embedding_tasks.monitoring.maps import projection
 from embedding_tasks.monitoring.quality import neighbors
 from embedding_tasks.monitoring.results import Alarm
@@ -245,21 +253,36 @@ def test_rows_that_come_late_do_not_move_a_frozen_baseline(days: Days) -> None:
     assert len(anew.windows) == 4
 
 
+def buckets(days: Days) -> int:
+    found = days.store.execute("SELECT DISTINCT bucket FROM embedline.baseline_cell")
+    return len(found.fetchall())
+
+
 def test_a_baseline_holds_no_sum_of_a_forgotten_record(days: Days) -> None:
     watched(days)
-
-    def buckets() -> list[tuple[int]]:
-        return days.store.execute(
-            "SELECT DISTINCT bucket FROM embedline.baseline_cell"
-        ).fetchall()
-
-    assert len(buckets()) == rollup.BUCKETS
-    row = days.store.execute("SELECT id FROM embedline.use_case").fetchone()
-    assert row is not None
-    forgetting.forget(days.store, row[0], "k7")
-    assert len(buckets()) == rollup.BUCKETS - 1
+    assert buckets(days) == rollup.BUCKETS
+    [version] = versions.live_by_name(days.store, NAME)
+    forgetting.forget(days.store, version.use_case, "k7")
+    assert buckets(days) == rollup.BUCKETS - 1
     watched(days)
     assert alarms(days) == []
+
+
+def test_a_baseline_that_is_frozen_meanwhile_holds_none_either(
+    days: Days, store_dsn: str
+) -> None:
+    watched(days)
+    [version] = versions.live_by_name(days.store, NAME)
+    monitoring = use_case().monitoring
+    assert monitoring is not None
+    with ThreadPoolExecutor() as pool, connect(store_dsn, role="store") as other:
+        with days.store.transaction():
+            baseline.lift(days.store, version)
+            baseline.freeze(days.store, version, monitoring, days.day(30))
+            forgot = pool.submit(forgetting.forget, other, version.use_case, "k7")
+            wait([forgot], timeout=1)
+        forgot.result()
+    assert buckets(days) == rollup.BUCKETS - 1
 
 
 def test_a_baseline_by_environment_is_not_compared_with_itself(

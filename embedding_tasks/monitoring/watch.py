@@ -15,7 +15,7 @@ from typing import Any
 
 from embedding_tasks.connections import Connection, blame
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import baseline, results
+from embedding_tasks.monitoring import baseline, days, results
 from embedding_tasks.monitoring.looks import Look, OfLabels, OfVectors
 from embedding_tasks.monitoring.maps import projection
 from embedding_tasks.monitoring.measured import Window
@@ -97,13 +97,16 @@ class _Watch:
         return Watched(
             *(version.feature, version.version, sorted(measured)),
             baseline=frozen.fingerprint if frozen else None,
-            problems=[*problems, *self._review(labels, again)],
+            problems=[*problems, *self._review(again)],
         )
 
-    def _review(self, labels: OfLabels, again: bool) -> Iterator[str]:
+    def _review(self, again: bool) -> Iterator[str]:
         """The list of suspects and the maps, where anything has changed. A list that
         could not be made is tried again by every run; what was done beside it stays."""
-        seen = results.digest(rollup.days(self.store, self.version), labels.every_day())
+        seen = results.digest(
+            days.of(self.store, self.version, "rollup_day"),
+            days.of(self.store, self.version, "outcome_day"),
+        )
         unlisted = results.digest(seen, "unlisted")
         known = results.known_inputs(self.store, self.version, "review").get(_WHOLE)
         if not again and known == seen:

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.errors import StoreError
-from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring import locks, rows
 from embedding_tasks.store.versions import ModelVersion
 
 
@@ -39,10 +39,7 @@ def replace(
     that is gone by now gets none."""
     with store.transaction():
         take_time(store)
-        store.execute(
-            "SELECT pg_advisory_xact_lock(hashtext('embedline.flag'), %s)",
-            [version.id],
-        )
+        locks.take(store, version, "flag")
         _stage(store, flags)
         _remove(store, version, kinds)
         _write(store, version)

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring import locks, rows
 from embedding_tasks.monitoring.measured import Window
 from embedding_tasks.monitoring.rowwise.sample import Records
 from embedding_tasks.store.versions import ModelVersion
@@ -44,7 +44,7 @@ def replace(
     """All flags of this kind of the records' rows in the window are these. In one
     transaction."""
     with store.transaction():
-        _lock(store, version)
+        locks.take(store, version, "flag")
         clean(store, version)
         _remove(store, version, kind, records.of(window))
         store.cursor().executemany(
@@ -85,10 +85,4 @@ def _remove(
             " AND f.key = m.key AND f.unit = m.unit"
         ).format(rows=rows.joined(version), condition=records.condition()),
         {**rows.ids(version), **records.parameters(), "kind": kind},
-    )
-
-
-def _lock(store: Connection, version: ModelVersion) -> None:
-    store.execute(
-        "SELECT pg_advisory_xact_lock(hashtext('embedline.flag'), %s)", [version.id]
     )
