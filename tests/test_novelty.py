@@ -21,6 +21,7 @@ from embedding_tasks.errors import ConfigError
 from embedding_tasks.monitoring import nearest, words
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.monitoring.nearest import Apart
+from embedding_tasks.monitoring.rows import Records
 from embedding_tasks.monitoring.rowwise import (
     by_row,
     clusters,
@@ -30,7 +31,6 @@ from embedding_tasks.monitoring.rowwise import (
 )
 from embedding_tasks.monitoring.rowwise.by_row import Check
 from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
-from embedding_tasks.monitoring.rowwise.sample import Records
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import Monitoring

@@ -15,12 +15,11 @@ from typing import Any
 
 from embedding_tasks.connections import Connection, blame
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import baseline, days, results
+from embedding_tasks.monitoring import baseline, days, flags, results
 from embedding_tasks.monitoring.looks import Look, OfLabels, OfVectors
 from embedding_tasks.monitoring.maps import projection
 from embedding_tasks.monitoring.measured import Window
 from embedding_tasks.monitoring.quality import review
-from embedding_tasks.monitoring.rowwise import flags
 from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion

@@ -13,20 +13,20 @@ import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring import flags, rows
+from embedding_tasks.monitoring.flags import Flag
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
+from embedding_tasks.monitoring.rows import Records
 from embedding_tasks.monitoring.rowwise import (
     clusters,
     comparison,
-    flags,
     novelty,
     sample,
     spread,
 )
 from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
-from embedding_tasks.monitoring.rowwise.flags import Flag
 from embedding_tasks.monitoring.rowwise.novelty import Rate
-from embedding_tasks.monitoring.rowwise.sample import Ints, Records, Sample
+from embedding_tasks.monitoring.rowwise.sample import Ints, Sample
 from embedding_tasks.monitoring.rowwise.spread import Change
 from embedding_tasks.monitoring.sums.centroid import Shift
 from embedding_tasks.store.versions import ModelVersion
@@ -103,14 +103,14 @@ def measure(
     usual = usual.without(found)
     blank = _blank(check, window, usual, found)
     if _too_few(check, usual, found):
-        for kind in (NOVEL, OUTLIER):
-            _flag(store, check, window, kind, [])
+        _flag(store, check, window, [])
         return list(blank.values())
     compared = comparison.compare(usual, found, check.settings)
     new, far = novelty.novelty(compared), spread.outliers(compared)
     groups = _groups(compared, new)
-    _flag(store, check, window, NOVEL, _flags(compared, new, window, groups))
-    _flag(store, check, window, OUTLIER, _flags(compared, far, window))
+    new_ones = _flags(NOVEL, compared, new, window, groups)
+    far_ones = _flags(OUTLIER, compared, far, window)
+    _flag(store, check, window, [*new_ones, *far_ones])
     named = _named(store, check, compared, new, groups)
     return list(_filled(blank, compared, new, far, {"clusters": named}))
 
@@ -230,7 +230,11 @@ def _groups(compared: Comparison, new: Rate) -> Ints:
 
 
 def _flags(
-    compared: Comparison, rate: Rate, window: Window, groups: Ints | None = None
+    kind: str,
+    compared: Comparison,
+    rate: Rate,
+    window: Window,
+    groups: Ints | None = None,
 ) -> list[Flag]:
     chosen = np.flatnonzero(rate.found)
     numbers = np.zeros(len(chosen), np.int64) if groups is None else groups
@@ -239,7 +243,7 @@ def _flags(
         Flag(
             key=rows_.keys[row],
             unit=int(rows_.units[row]),
-            day=date.fromordinal(int(rows_.days[row])),
+            kind=kind,
             score=float(rate.scores[row]),
             cluster=int(number) or None,
             detail={"since": str(window.since), "until": str(window.until)},
@@ -248,15 +252,14 @@ def _flags(
     ]
 
 
-def _flag(
-    store: Connection, check: Check, window: Window, kind: str, found: list[Flag]
-) -> None:
+def _flag(store: Connection, check: Check, window: Window, found: list[Flag]) -> None:
     if check.records.slice:
         return
-    flags.replace(store, check.version, kind, check.records, window, found)
+    among = check.records.of(window)
+    flags.replace(store, check.version, (NOVEL, OUTLIER), found, among)
     log.info(
-        "flagged version=%d kind=%s until=%s rows=%d",
-        *(check.version.version, kind, window.until, len(found)),
+        "flagged version=%d until=%s rows=%d",
+        *(check.version.version, window.until, len(found)),
     )
 
 
