@@ -15,6 +15,7 @@ from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, StoreError
 from embedding_tasks.monitoring import (
     baseline,
+    flags,
     html,
     report,
     results,
@@ -22,6 +23,7 @@ from embedding_tasks.monitoring import (
     telling,
     watch,
 )
+from embedding_tasks.monitoring.flags import Flag
 from embedding_tasks.monitoring.maps import projection
 from embedding_tasks.monitoring.quality import neighbors
 from embedding_tasks.monitoring.results import Alarm
@@ -268,7 +270,7 @@ def test_a_baseline_holds_no_sum_of_a_forgotten_record(days: Days) -> None:
     assert alarms(days) == []
 
 
-def test_a_baseline_that_is_frozen_meanwhile_holds_none_either(
+def test_nothing_that_is_written_meanwhile_holds_a_forgotten_record(
     days: Days, store_dsn: str
 ) -> None:
     watched(days)
@@ -279,10 +281,14 @@ def test_a_baseline_that_is_frozen_meanwhile_holds_none_either(
         with days.store.transaction():
             baseline.lift(days.store, version)
             baseline.freeze(days.store, version, monitoring, days.day(30))
+            flags.replace(days.store, version, ["odd"], [Flag("k7", 0, "odd", 1.0)])
+            projection.fit(days.store, version, sample=200)
             forgot = pool.submit(forgetting.forget, other, version.use_case, "k7")
             wait([forgot], timeout=1)
         forgot.result()
     assert buckets(days) == rollup.BUCKETS - 1
+    held = forgetting.holdings(days.store, version.use_case, "k7")
+    assert {name for name, count in held.items() if count} == set()
 
 
 def test_a_baseline_by_environment_is_not_compared_with_itself(

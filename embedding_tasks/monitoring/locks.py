@@ -16,14 +16,22 @@ def take(store: Connection, version: ModelVersion, what: What) -> None:
     _take(store, version.id, what)
 
 
-def take_all(store: Connection, use_case: int, *several: What) -> None:
-    """Of every version of the use case."""
+# What is made of records, and may name them.
+_OF_RECORDS: tuple[What, ...] = (
+    *("rollup_day", "outcome_day", "baseline"),
+    *("flag", "projection"),
+)
+
+
+def take_all(store: Connection, use_case: int) -> None:
+    """Of every version of the use case: nobody writes anything that was made of its
+    records until this transaction has ended, and what was written is seen."""
     found = store.execute(
         "SELECT id FROM embedline.model_version WHERE use_case = %s ORDER BY id",
         [use_case],
     )
     for (version,) in found.fetchall():
-        for what in several:
+        for what in _OF_RECORDS:
             _take(store, version, what)
 
 

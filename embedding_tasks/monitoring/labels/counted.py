@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import days, locks
+from embedding_tasks.monitoring import days
 from embedding_tasks.monitoring.days import Daily, Refreshed
 from embedding_tasks.store.versions import ModelVersion
 
@@ -44,7 +44,6 @@ def erase(store: Connection, use_case: int) -> None:
     """Every count of the use case's versions: all are counted anew at the next refresh.
     Of one record alone they do not tell which it is in: it may have been of another
     day, or of another class."""
-    locks.take_all(store, use_case, "outcome_day")
     store.execute(
         "DELETE FROM embedline.outcome_day WHERE model_version IN"
         " (SELECT id FROM embedline.model_version WHERE use_case = %s)",

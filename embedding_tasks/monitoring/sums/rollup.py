@@ -8,7 +8,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import days, locks, rows
+from embedding_tasks.monitoring import days, rows
 from embedding_tasks.monitoring.days import Daily, Refreshed
 from embedding_tasks.store.migrate import schema_of_vector
 from embedding_tasks.store.versions import ModelVersion
@@ -58,7 +58,6 @@ def erase(store: Connection, use_case: int, key: str) -> None:
     """Every sum that may hold a vector of this record: those of its bucket, those that
     a baseline was frozen of included. All days are summed up anew at the next
     refresh."""
-    locks.take_all(store, use_case, "rollup_day", "baseline")
     ids = {"use_case": use_case, "key": key, "buckets": BUCKETS}
     for statement in _ERASE:
         store.execute(statement.format(bucket=_bucket("%(key)s::text")), ids)
