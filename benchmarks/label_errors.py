@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from benchmarks import harness, tweet_vectors
 from embedding_tasks.demo import corpora
+from embedding_tasks.monitoring.nearest import Neighbors
 from embedding_tasks.monitoring.quality import label_quality, neighbors
 from embedding_tasks.monitoring.quality.label_quality import Labelled
 
@@ -104,7 +105,7 @@ def _judged(
     vectors: Floats,
     classes: npt.NDArray[np.str_],
     planted: Planted,
-    near: neighbors.Neighbors,
+    near: Neighbors,
     seed: int,
 ) -> dict[str, dict[str, float]]:
     count = len(planted.labels)

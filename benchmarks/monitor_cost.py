@@ -32,6 +32,7 @@ from benchmarks import harness
 from embedding_tasks.connections import Connection
 from embedding_tasks.local import postgres
 from embedding_tasks.monitoring import watch
+from embedding_tasks.store import copy
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.use_case import UseCase
 
@@ -143,14 +144,16 @@ class Things:
         self.written += rows
 
     def _vectors(self, vectors: np.ndarray) -> None:
-        with self.store.cursor().copy(
-            sql.SQL(
-                "COPY embedline.{} (key, embedding, input_hash, run_id) FROM STDIN"
-            ).format(sql.Identifier(TABLE))
-        ) as copy:
-            for number, vector in enumerate(vectors.tolist(), self.written):
-                text = "[" + ",".join(format(v, ".4g") for v in vector) + "]"
-                copy.write_row((f"k{number}", text, b"\0" * 32, 1))
+        rows = len(vectors)
+        keys = [f"k{number}" for number in range(self.written, self.written + rows)]
+        units, hashes = np.zeros(rows, np.int32), [bytes(copy.HASH_BYTES)] * rows
+        statement = sql.SQL(
+            "COPY embedline.{} (key, unit, input_hash, embedding, run_id)"
+            " FROM STDIN (FORMAT binary)"
+        ).format(sql.Identifier(TABLE))
+        with self.store.cursor().copy(statement) as out:
+            for block in copy.encode(keys, units, hashes, vectors, "vector", run_id=1):
+                out.write(block)
 
     def _beside(self, day: int, classes: np.ndarray) -> None:
         at = f"{FIRST + timedelta(days=day)} 12:00Z"
@@ -158,16 +161,16 @@ class Things:
         with cursor.copy(
             "COPY embedline.record (use_case, key, environment, tags, event_time)"
             " FROM STDIN"
-        ) as copy:
+        ) as out:
             for number in range(self.written, self.written + len(classes)):
                 tags = f'{{"half": "{number % 2}"}}'
-                copy.write_row((1, f"k{number}", "production", tags, at))
+                out.write_row((1, f"k{number}", "production", tags, at))
         with cursor.copy(
             "COPY embedline.prediction (use_case, key, model_version, prediction)"
             " FROM STDIN"
-        ) as copy:
+        ) as out:
             for number, own in enumerate(classes.tolist(), self.written):
-                copy.write_row((1, f"k{number}", 1, str(own)))
+                out.write_row((1, f"k{number}", 1, str(own)))
 
 
 def show(found: dict[str, dict[str, float]]) -> None:

@@ -15,6 +15,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import locks
 from embedding_tasks.monitoring.labels import counted
 from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.store import versions
@@ -41,6 +42,7 @@ def forget(store: Connection, use_case: int, key: str) -> dict[str, int]:
     worker had just written is seen by the statements that follow."""
     counts: dict[str, int] = {}
     with store.transaction():
+        locks.take_all(store, use_case)
         versions.lock(store, use_case)
         for name, condition in _places(store, use_case):
             statement = sql.SQL("DELETE FROM {} t WHERE {}").format(

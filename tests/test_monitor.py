@@ -4,7 +4,7 @@ else; and a history is the same whenever it is made."""
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -13,10 +13,23 @@ from embedding_tasks import forgetting
 from embedding_tasks import use_case as declared
 from embedding_tasks.connections import Connection, connect
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import html, report, results, stages, telling, watch
+from embedding_tasks.monitoring import (
+    baseline,
+    flags,
+    html,
+    report,
+    results,
+    stages,
+    telling,
+    watch,
+)
+from embedding_tasks.monitoring.flags import Flag
+from embedding_tasks.monitoring.maps import projection
+from embedding_tasks.monitoring.quality import neighbors
 from embedding_tasks.monitoring.results import Alarm
 from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.monitoring.watch import Watched
+from embedding_tasks.store import versions
 from embedding_tasks.use_case import UseCase
 from tests.fix_cli import Command
 from tests.watched_store import NAME, Days, use_case
@@ -188,6 +201,31 @@ def test_measured_again_a_history_is_the_same(days: Days) -> None:
     assert history(days) == before
 
 
+def test_a_list_that_cannot_be_made_is_told_until_it_can_be(
+    days: Days, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    days.store.execute(
+        "INSERT INTO embedline.label (use_case, key, label) SELECT use_case, key,"
+        " prediction FROM embedline.prediction ORDER BY key LIMIT 50"
+    )
+    [version] = versions.live_by_name(days.store, NAME)
+    projection.fit(days.store, version, sample=200)
+    monkeypatch.setattr(neighbors, "EXACT", 10)
+    monkeypatch.setattr(neighbors, "MOST_EXACT", 40)
+    caplog.set_level("INFO")
+    for placed in (True, False):
+        caplog.clear()
+        [said] = watched(days).problems
+        assert "50 labelled vectors and no index" in said
+        assert ("placed" in caplog.text) == placed
+    monkeypatch.setattr(neighbors, "MOST_EXACT", 50)
+    for listed in (True, False):
+        caplog.clear()
+        assert watched(days).problems == []
+        assert ("reviewed" in caplog.text) == listed
+        assert "placed" not in caplog.text
+
+
 def test_two_at_once_find_what_one_does(days: Days, store_dsn: str) -> None:
     for day in (10, 11):
         days.add(day, moved=0.5)
@@ -217,21 +255,40 @@ def test_rows_that_come_late_do_not_move_a_frozen_baseline(days: Days) -> None:
     assert len(anew.windows) == 4
 
 
+def buckets(days: Days) -> int:
+    found = days.store.execute("SELECT DISTINCT bucket FROM embedline.baseline_cell")
+    return len(found.fetchall())
+
+
 def test_a_baseline_holds_no_sum_of_a_forgotten_record(days: Days) -> None:
     watched(days)
-
-    def buckets() -> list[tuple[int]]:
-        return days.store.execute(
-            "SELECT DISTINCT bucket FROM embedline.baseline_cell"
-        ).fetchall()
-
-    assert len(buckets()) == rollup.BUCKETS
-    row = days.store.execute("SELECT id FROM embedline.use_case").fetchone()
-    assert row is not None
-    forgetting.forget(days.store, row[0], "k7")
-    assert len(buckets()) == rollup.BUCKETS - 1
+    assert buckets(days) == rollup.BUCKETS
+    [version] = versions.live_by_name(days.store, NAME)
+    forgetting.forget(days.store, version.use_case, "k7")
+    assert buckets(days) == rollup.BUCKETS - 1
     watched(days)
     assert alarms(days) == []
+
+
+def test_nothing_that_is_written_meanwhile_holds_a_forgotten_record(
+    days: Days, store_dsn: str
+) -> None:
+    watched(days)
+    [version] = versions.live_by_name(days.store, NAME)
+    monitoring = use_case().monitoring
+    assert monitoring is not None
+    with ThreadPoolExecutor() as pool, connect(store_dsn, role="store") as other:
+        with days.store.transaction():
+            baseline.lift(days.store, version)
+            baseline.freeze(days.store, version, monitoring, days.day(30))
+            flags.replace(days.store, version, ["odd"], [Flag("k7", 0, "odd", 1.0)])
+            projection.fit(days.store, version, sample=200)
+            forgot = pool.submit(forgetting.forget, other, version.use_case, "k7")
+            wait([forgot], timeout=1)
+        forgot.result()
+    assert buckets(days) == rollup.BUCKETS - 1
+    held = forgetting.holdings(days.store, version.use_case, "k7")
+    assert {name for name, count in held.items() if count} == set()
 
 
 def test_a_baseline_by_environment_is_not_compared_with_itself(

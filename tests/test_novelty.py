@@ -18,19 +18,19 @@ from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.demo import corpora
 from embedding_tasks.errors import ConfigError
-from embedding_tasks.monitoring import words
+from embedding_tasks.monitoring import nearest, words
 from embedding_tasks.monitoring.measured import Measured, Window
+from embedding_tasks.monitoring.nearest import Apart
+from embedding_tasks.monitoring.rows import Records
 from embedding_tasks.monitoring.rowwise import (
     by_row,
     clusters,
     comparison,
-    neighbors,
     novelty,
     sample,
 )
 from embedding_tasks.monitoring.rowwise.by_row import Check
 from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
-from embedding_tasks.monitoring.rowwise.sample import Records
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import Monitoring
@@ -64,21 +64,26 @@ def compared(seed: int, rows: int, new: int = 0, baseline: int = 800) -> Compari
 def test_neighbors_are_the_exact_ones_but_for_those_of_the_same_record() -> None:
     rng = np.random.default_rng(0)
     pool, queries = draw(rng, 500), draw(rng, 40)
-    apart = np.arange(500) + 1000, np.arange(40)
-    found = neighbors.nearest(queries, pool, 10, apart[1], apart[0])
+    found = nearest.nearest(queries, pool, 10)
     exact = NearestNeighbors(n_neighbors=10).fit(pool).kneighbors(queries)
-    np.testing.assert_array_equal(found.indices, exact[1])
+    np.testing.assert_array_equal(found.rows, exact[1])
     np.testing.assert_allclose(found.distances, exact[0], rtol=1e-4)
-    records = np.arange(500) // 5
-    own = neighbors.nearest(pool, pool, 10, records, records)
-    assert not (records[own.indices] == records[:, None]).any()
+    records = rng.permutation(np.arange(500) // 5)
+    own = nearest.nearest(pool, pool, 10, Apart(records, records))
+    assert not (records[own.rows] == records[:, None]).any()
+
+
+def test_neighbors_far_from_the_origin_are_the_same() -> None:
+    pool = draw(np.random.default_rng(0), 300)
+    near, far = (nearest.nearest(v, v, 5, Apart.each(300)) for v in (pool, pool + 500))
+    assert (near.rows == far.rows).mean() > 0.99
 
 
 def test_neighbors_that_are_not_there_are_infinitely_far() -> None:
     vectors = draw(np.random.default_rng(0), 4)
-    found = neighbors.nearest(vectors, vectors, 10, np.arange(4), np.arange(4))
+    found = nearest.nearest(vectors, vectors, 10, Apart.each(4))
     assert np.isfinite(found.distances).sum(axis=1).tolist() == [3, 3, 3, 3]
-    assert (found.indices[np.isinf(found.distances)] == 4).all()
+    assert ((found.rows == -1) == np.isinf(found.distances)).all()
 
 
 def test_the_larger_the_window_the_more_neighbors_make_a_row_new() -> None:
@@ -92,6 +97,22 @@ def test_where_nothing_is_new_p_values_are_uniform(rows: int) -> None:
     p_values = [rate.p_value for rate in found]
     assert stats.kstest(p_values, "uniform").pvalue > 0.001
     assert np.mean(np.array(p_values) <= 0.05) < 0.13
+    assert np.mean([rate.value for rate in found]) < 0.005
+
+
+def test_texts_that_come_again_and_again_are_not_new() -> None:
+    same = np.random.default_rng(9).normal(size=DIMS)
+
+    def rate(seed: int) -> novelty.Rate:
+        rng = np.random.default_rng(seed)
+        baseline, window = draw(rng, 800), draw(rng, 500)
+        for vectors in (baseline, window):
+            vectors[rng.random(len(vectors)) < 0.3] = same
+        sides = sample.of_vectors(baseline), sample.of_vectors(window, 800)
+        return novelty.novelty(comparison.compare(*sides, replace(QUICK, seed=seed)))
+
+    found = [rate(seed) for seed in range(20)]
+    assert np.mean([rate.p_value < 0.05 for rate in found]) <= 0.15
     assert np.mean([rate.value for rate in found]) < 0.005
 
 
@@ -122,7 +143,7 @@ def test_the_rows_of_a_record_are_dealt_together() -> None:
     found = comparison.compare(baseline, window, QUICK)
     assert not set(found.held_out.keys) & set(found.rest.keys)
     assert found.records_in_window == 100
-    for mask in found.deals():
+    for mask in found.deals:
         sides = np.unique(np.stack([found.records, mask]), axis=1)
         assert len(sides.T) == len(np.unique(found.records))
 
@@ -190,10 +211,14 @@ def check_of(store: Connection, **changes: Any) -> Check:
     return replace(Check(version_of(store), BASELINE, settings=QUICK), **changes)
 
 
+def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
+    return by_row.measure(store, check, by_row.baseline(store, check), window)
+
+
 def measured(
     store: Connection, day: date = SECOND, **changes: Any
 ) -> dict[str, Measured]:
-    found = by_row.measure(store, check_of(store, **changes), Window(day, day))
+    found = measure(store, check_of(store, **changes), Window(day, day))
     return {one.metric: one for one in found}
 
 
@@ -378,7 +403,20 @@ def test_only_asked_environments_are_looked_at(
     assert (even, odd) == (250, 250)
     assert count(environments=("even", "odd")) == 500
     assert count(other_environments=("odd",)) == 500
-    assert count(without=Window(FIRST, FIRST)) == 250
+
+
+def test_a_sample_is_of_the_same_rows_whatever_else_there_is(
+    heaps: Project, store: Connection
+) -> None:
+    version = version_of(store)
+    every = sample.read(store, version, Records(), 1000)
+    some = sample.read(store, version, Records(), 400)
+    assert (every.of, some.of, len(some)) == (750, 750, 400)
+    assert some.keys.tolist() == every.keys[:400].tolist()
+    np.testing.assert_array_equal(some.vectors, every.vectors[:400])
+    others = every.without_days(Window(FIRST, FIRST))
+    read = sample.read(store, version, Records(since=SECOND), 1000)
+    assert others.keys.tolist() == read.keys.tolist()
 
 
 def test_a_check_is_what_the_use_case_says(heaps: Project, store: Connection) -> None:
@@ -392,7 +430,7 @@ def test_a_check_is_what_the_use_case_says(heaps: Project, store: Connection) ->
             {"baseline": wanted, "least_effect": {"novelty": 0.03}}
         )
         check = Check.of(version_of(store), said, settings=QUICK)
-        found = by_row.measure(store, check, Window(FIRST, SECOND))[0]
+        found = measure(store, check, Window(FIRST, SECOND))[0]
         assert found.detail["baseline_rows"] == 500
         assert found.least == 0.03
         assert found.rows == (250 if "environment" in wanted else 750)
@@ -405,11 +443,12 @@ def test_the_baseline_tells_how_new_its_own_days_are(
     store.execute(
         "UPDATE embedline.record SET event_time = '2026-01-04' WHERE key::int < 250"
     )
-    found = by_row.noise(store, check)
+    usual = by_row.baseline(store, check)
+    found = by_row.noise(store, check, usual)
     assert {name: len(values) for name, values in found.items()} == dict.fromkeys(
         by_row.METRICS, 3
     )
     assert max(found["novelty"]) > 0.05  # the day of the planted ones
     assert sorted(found["novelty"])[1] < 0.02
     assert flagged(store) == set()
-    assert len(by_row.noise(store, check, most=2)["spread"]) == 2
+    assert len(by_row.noise(store, check, usual, most=2)["spread"]) == 2

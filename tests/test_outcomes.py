@@ -15,6 +15,7 @@ import pytest
 from embedding_tasks import forgetting
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import ConfigError
+from embedding_tasks.monitoring import days
 from embedding_tasks.monitoring.labels import outcomes
 from embedding_tasks.monitoring.labels.outcomes import Outcomes, Selection
 from embedding_tasks.monitoring.sums import rollup
@@ -203,7 +204,7 @@ def test_every_value_of_a_tag_is_counted_by_itself(
 def test_a_tag_that_is_a_name_is_no_slice(
     labelled: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollup, "MOST_VALUES", 2)
+    monkeypatch.setattr(days, "MOST_VALUES", 2)
     with pytest.raises(ConfigError, match="'author' has 3 values"):
         refreshed(store, "author")
 

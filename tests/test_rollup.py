@@ -77,6 +77,15 @@ def test_nothing_is_summed_up_twice(two_days: Project, store: Connection) -> Non
     assert refreshed(store) == ([], [])
 
 
+def test_whoever_asks_finds_the_same_days_unchanged(
+    two_days: Project, store: Connection
+) -> None:
+    refreshed(store)
+    store.execute("SET timezone TO 'Asia/Tokyo'")
+    store.execute("SET datestyle TO 'German'")
+    assert refreshed(store) == ([], [])
+
+
 def edit(db: Connection) -> None:
     db.execute("UPDATE messages SET body = 'another text' WHERE id = 1450")
 

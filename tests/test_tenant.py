@@ -254,7 +254,12 @@ def test_numbers_of_all_tenants_are_for_who_sees_them_all(
     )
     for version in versions.live_by_name(store, "messages"):
         outcomes.refresh(store, version)
-    counts = ("confusion", "label_coverage")
+    store.execute(
+        "INSERT INTO embedline.measurement (model_version, metric, kind, first_day,"
+        " last_day, rows, state) SELECT id, 'mix', 'drift', now(), now(), 9, 'usual'"
+        " FROM embedline.model_version WHERE state = 'active'"
+    )
+    counts = ("confusion", "label_coverage", "monitor", "monitor_history")
     for relation in ("status", "index_status", "run", *counts):
         count = f"SELECT count(*) > 0 FROM embedline.{relation}"
         assert ask(tenants.acme, count) == [(False,)], relation

@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import locks
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import Monitoring
 
@@ -36,7 +37,7 @@ def freeze(
     now takes its place. None where its days are not over yet or have too few rows."""
     definition = _definition(monitoring)
     with store.transaction():
-        _lock(store, version)
+        locks.take(store, version, "baseline")
         found = _in_force(store, version, definition)
         if found is None and _is_over(monitoring, today):
             found = _freeze(store, version, monitoring, definition)
@@ -161,10 +162,3 @@ UPDATE embedline.baseline b
  WHERE b.id = %(id)s
 RETURNING b.id, b.fingerprint, b.rows, b.days
 """
-
-
-def _lock(store: Connection, version: ModelVersion) -> None:
-    store.execute(
-        "SELECT pg_advisory_xact_lock(hashtext('embedline.baseline'), %s)",
-        [version.id],
-    )

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from functools import cached_property
 from typing import Any, Protocol
 
 from embedding_tasks.connections import Connection
+from embedding_tasks.monitoring import days
 from embedding_tasks.monitoring.baseline import Baseline, noise
+from embedding_tasks.monitoring.days import Day
 from embedding_tasks.monitoring.labels import entities, outcomes, performance
 from embedding_tasks.monitoring.labels.outcomes import Selection
 from embedding_tasks.monitoring.labels.performance import Performance
@@ -20,13 +21,11 @@ from embedding_tasks.monitoring.results import Kind, digest
 from embedding_tasks.monitoring.rowwise import by_row
 from embedding_tasks.monitoring.rowwise.by_row import Check
 from embedding_tasks.monitoring.rowwise.comparison import Settings
-from embedding_tasks.monitoring.sums import cells, rollup
+from embedding_tasks.monitoring.rowwise.sample import Sample
+from embedding_tasks.monitoring.sums import cells
 from embedding_tasks.monitoring.sums.drift import FEWEST_WINDOWS, Drift
 from embedding_tasks.store.versions import ModelVersion
 from embedding_tasks.use_case.monitoring import BY_PREDICTION, Monitoring
-
-Day = tuple[date, int, str]
-"""With its rows, and a digest of what it is made of."""
 
 
 class Look(Protocol):
@@ -61,9 +60,10 @@ class OfVectors:
         return self.frozen.id
 
     def days(self) -> Sequence[Day]:
-        return rollup.days(
+        return days.of(
             self.store,
             self.version,
+            "rollup_day",
             environments=self.monitoring.environment,
             without=self.monitoring.not_watched,
         )
@@ -89,7 +89,7 @@ class OfVectors:
     def _of_rows(self, window: Window) -> list[Measured]:
         return [
             replace(measured, noise=self._noise.get(measured.metric))
-            for measured in by_row.measure(self.store, self._check, window)
+            for measured in by_row.measure(self.store, self._check, self._usual, window)
         ]
 
     @cached_property
@@ -103,15 +103,19 @@ class OfVectors:
         return Check.of(self.version, self.monitoring, settings=rows)
 
     @cached_property
+    def _usual(self) -> Sample:
+        return by_row.baseline(self.store, self._check)
+
+    @cached_property
     def _noise(self) -> Mapping[str, float]:
         """The largest of the baseline's own windows, where there are enough of them."""
-        days = self.monitoring.window_days
+        window_days = self.monitoring.window_days
         settings = digest(
-            days, self.monitoring.least_rows, asdict(self._check.settings)
+            window_days, self.monitoring.least_rows, asdict(self._check.settings)
         )
 
         def measure() -> dict[str, float]:
-            found = by_row.noise(self.store, self._check, days=days)
+            found = by_row.noise(self.store, self._check, self._usual, days=window_days)
             return {
                 metric: max(values)
                 for metric, values in found.items()
@@ -142,13 +146,19 @@ class OfLabels:
         count.refresh(self.store, self.version, self.monitoring.tags)
 
     def days(self) -> Sequence[Day]:
-        return self._days(
+        return days.of(
+            self.store,
+            self.version,
+            "outcome_day",
             environments=self.monitoring.environment,
             without=self.monitoring.not_watched,
         )
 
     def depends_on(self) -> Any:
-        return self._days(
+        return days.of(
+            self.store,
+            self.version,
+            "outcome_day",
             environments=self.monitoring.labelled_baseline.environment,
             since=self._before.since,
             until=self._before.until,
@@ -165,9 +175,6 @@ class OfLabels:
             least=self.monitoring.least_effect.performance,
             least_rows=self.monitoring.least_rows,
         )
-
-    def every_day(self) -> Sequence[Day]:
-        return self._days()
 
     @property
     def _is_of_parts(self) -> bool:
@@ -187,32 +194,3 @@ class OfLabels:
             by_prediction=BY_PREDICTION in self.monitoring.slices,
         )
         return Performance(self.store, self.version, self._before, settings)
-
-    def _days(
-        self,
-        *,
-        environments: Sequence[str] = (),
-        without: Sequence[str] = (),
-        since: date | None = None,
-        until: date | None = None,
-    ) -> Sequence[Day]:
-        return self.store.execute(
-            "SELECT day, rows, digest::text FROM embedline.outcome_day d"
-            " WHERE model_version = %(version)s"
-            " AND day BETWEEN coalesce(%(since)s::date, '-infinity')"
-            "  AND coalesce(%(until)s::date, 'infinity')"
-            " AND EXISTS (SELECT FROM (SELECT model_version, day, environment"
-            "   FROM embedline.outcome UNION ALL SELECT model_version, day, environment"
-            "   FROM embedline.entity_outcome) o"
-            "  WHERE o.model_version = d.model_version AND o.day = d.day"
-            "   AND (%(environments)s::text[] = '{}'"
-            "    OR environment = ANY (%(environments)s))"
-            "   AND environment <> ALL (%(without)s)) ORDER BY day",
-            {
-                "version": self.version.id,
-                "since": since,
-                "until": until,
-                "environments": list(environments),
-                "without": list(without),
-            },
-        ).fetchall()

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import StoreError
-from embedding_tasks.monitoring import judging
+from embedding_tasks.monitoring import judging, locks
 from embedding_tasks.monitoring.judging import Episode, Judged
 from embedding_tasks.monitoring.measured import Measured, Window
 from embedding_tasks.store.versions import ModelVersion
@@ -54,7 +54,7 @@ def save(
     """In place of what was measured of this kind in this window, and judged together
     with the other kind's."""
     with store.transaction():
-        _lock(store, version)
+        locks.take(store, version, "measurement")
         _replace(store, version, kind, window, measured, baseline)
         note(store, version, kind, window.until, inputs)
         for judged in judging.judge(_of_window(store, version, window)):
@@ -79,7 +79,7 @@ def forget_windows(
     """Those that are no longer windows."""
     days = [version.id, kind, list(last_days)]
     with store.transaction():
-        _lock(store, version)
+        locks.take(store, version, "measurement")
         for table in ("monitored", "measurement"):
             store.execute(_FORGET[table], days)
 
@@ -88,7 +88,7 @@ def raise_alarms(store: Connection, version: ModelVersion) -> None:
     """Those that follow from all that has been measured, in place of those there are;
     who was told of one that stays, and who acknowledged it, stays with it."""
     with store.transaction():
-        _lock(store, version)
+        locks.take(store, version, "measurement")
         found = [
             (metric, slice_, episode)
             for (metric, slice_), history in _histories(store, version).items()
@@ -119,14 +119,6 @@ _FORGET: Mapping[str, Any] = {
     "measurement": "DELETE FROM embedline.measurement WHERE model_version = %s"
     " AND kind = %s AND last_day = ANY (%s)",
 }
-
-
-def _lock(store: Connection, version: ModelVersion) -> None:
-    """Two that watch at once follow each other, window by window."""
-    store.execute(
-        "SELECT pg_advisory_xact_lock(hashtext('embedline.measurement'), %s)",
-        [version.id],
-    )
 
 
 def _replace(

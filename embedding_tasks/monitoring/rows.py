@@ -3,10 +3,14 @@ record, what was predicted of it, and the day it belongs to."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, LiteralString
 
 from psycopg import sql
 
+from embedding_tasks.errors import ConfigError
+from embedding_tasks.monitoring.measured import Window
 from embedding_tasks.store.versions import ModelVersion
 
 _JOINED = sql.SQL(
@@ -37,3 +41,54 @@ def joined(version: ModelVersion) -> sql.Composed:
 
 def ids(version: ModelVersion) -> dict[str, Any]:
     return {"use_case": version.use_case, "version": version.id}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Which records: of the days from `since` to `until`, both included (None: without
+    end), of `environments` (none: of any), and of none of `other_environments`. `slice`
+    is `tag=value`, `prediction=class`, or empty."""
+
+    since: date | None = None
+    until: date | None = None
+    environments: tuple[str, ...] = ()
+    other_environments: tuple[str, ...] = ()
+    slice: str = ""
+
+    def of(self, window: Window) -> Records:
+        return replace(self, since=window.since, until=window.until)
+
+    def condition(self) -> sql.Composed:
+        return _CONDITION.format(slice=sql.SQL(self._slice()))
+
+    def parameters(self) -> dict[str, Any]:
+        tag, _, value = self.slice.partition("=")
+        return {
+            "since": self.since,
+            "until": self.until,
+            "environments": list(self.environments),
+            "other_environments": list(self.other_environments),
+            "tag": tag,
+            "value": value,
+        }
+
+    def _slice(self) -> LiteralString:
+        tag, is_one, _ = self.slice.partition("=")
+        if not self.slice:
+            return ""
+        if not is_one:
+            raise ConfigError(
+                f"slice {self.slice!r}: valid: 'tag=value', 'prediction=class', ''"
+            )
+        if tag == "prediction":
+            return " AND p.prediction = %(value)s"
+        return " AND r.tags ->> %(tag)s = %(value)s"
+
+
+_CONDITION = sql.SQL(
+    " WHERE d.day BETWEEN coalesce(%(since)s::date, '-infinity')"
+    "  AND coalesce(%(until)s::date, 'infinity')"
+    " AND (%(environments)s::text[] = '{{}}'"
+    "  OR r.environment = ANY (%(environments)s::text[]))"
+    " AND (r.environment = ANY (%(other_environments)s::text[])) IS NOT TRUE{slice}"
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -13,13 +14,19 @@ from embedding_tasks.store import versions
 from embedding_tasks.store.connection import open_store
 from embedding_tasks.use_case import UseCase
 
+log = logging.getLogger(__name__)
+
 
 def measure(
     case: UseCase, resolve: Resolve, *, again: bool = False, freeze: bool = False
 ) -> dict[str, int]:
-    """Returns how many windows were measured, and how many alarms are on."""
+    """Returns how many windows were measured, and how many alarms are on. What could
+    not be done is in the log."""
     with open_store(resolve) as store:
         watched = watch.watch(store, case, again=again, freeze=freeze)
+        for of in watched:
+            for said in of.problems:
+                log.warning("%s, %s: %s", case.name, of.feature, said)
         return {
             "windows": sum(len(w.windows) for w in watched),
             "alarms": len(_on(store, case)),

@@ -15,12 +15,11 @@ from typing import Any
 
 from embedding_tasks.connections import Connection, blame
 from embedding_tasks.errors import ConfigError, StoreError
-from embedding_tasks.monitoring import baseline, results
+from embedding_tasks.monitoring import baseline, days, flags, results
 from embedding_tasks.monitoring.looks import Look, OfLabels, OfVectors
 from embedding_tasks.monitoring.maps import projection
 from embedding_tasks.monitoring.measured import Window
 from embedding_tasks.monitoring.quality import review
-from embedding_tasks.monitoring.rowwise import flags
 from embedding_tasks.monitoring.sums import rollup
 from embedding_tasks.store import versions
 from embedding_tasks.store.versions import ModelVersion
@@ -97,24 +96,32 @@ class _Watch:
         return Watched(
             *(version.feature, version.version, sorted(measured)),
             baseline=frozen.fingerprint if frozen else None,
-            problems=[*problems, *self._review(labels, again)],
+            problems=[*problems, *self._review(again)],
         )
 
-    def _review(self, labels: OfLabels, again: bool) -> Iterator[str]:
-        """The list of suspects and the maps, where anything has changed."""
-        seen = results.digest(rollup.days(self.store, self.version), labels.every_day())
-        known = results.known_inputs(self.store, self.version, "review")
-        if not again and known.get(_WHOLE) == seen:
+    def _review(self, again: bool) -> Iterator[str]:
+        """The list of suspects and the maps, where anything has changed. A list that
+        could not be made is tried again by every run; what was done beside it stays."""
+        seen = results.digest(
+            days.of(self.store, self.version, "rollup_day"),
+            days.of(self.store, self.version, "outcome_day"),
+        )
+        unlisted = results.digest(seen, "unlisted")
+        known = results.known_inputs(self.store, self.version, "review").get(_WHOLE)
+        if not again and known == seen:
             return
-        self.tell("reviewing", 0, 1)
-        projection.place(self.store, self.version)
-        flags.clean(self.store, self.version)
+        self.tell("reviewing", 0, 2)
+        if again or known != unlisted:
+            projection.place(self.store, self.version)
+            flags.clean(self.store, self.version)
+        self.tell("reviewing", 1, 2)
         try:
             review.refresh(self.store, self.version)
         except StoreError as error:
             yield str(error)
+            seen = unlisted
         results.note(self.store, self.version, "review", _WHOLE, seen)
-        self.tell("reviewing", 1, 1)
+        self.tell("reviewing", 2, 2)
 
     def _refresh(self, labels: OfLabels) -> None:
         self.tell("summing up", 0, 2)

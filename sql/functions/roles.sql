@@ -26,6 +26,19 @@ COMMENT ON VIEW embedline.my_tenant IS 'The tenants that were granted to whoever
 COMMENT ON COLUMN embedline.my_tenant.use_case IS 'use_case.id; null: in every use case';
 COMMENT ON COLUMN embedline.my_tenant.tenant IS 'null: every tenant';
 
+CREATE OR REPLACE VIEW embedline.my_use_case WITH (security_barrier) AS
+SELECT u.id AS use_case,
+       NOT u.tenanted
+       OR (SELECT embedline.sees_all())
+       OR EXISTS (SELECT FROM embedline.my_tenant t
+                   WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id)) AS whole,
+       ARRAY(SELECT t.tenant FROM embedline.my_tenant t WHERE t.use_case IS NULL OR t.use_case = u.id) AS tenants
+FROM embedline.use_case u;
+COMMENT ON VIEW embedline.my_use_case IS 'What of each use case whoever asks may see';
+COMMENT ON COLUMN embedline.my_use_case.use_case IS 'use_case.id';
+COMMENT ON COLUMN embedline.my_use_case.whole IS 'all of its records, and so what is told of them together, as counts';
+COMMENT ON COLUMN embedline.my_use_case.tenants IS 'else those of these tenants';
+
 -- What a query over the records `record` of a use case must have in its WHERE, so that
 -- whoever asks sees those of his tenants; null where its records belong to none. What
 -- is asked of roles is asked once a query.

@@ -6,11 +6,8 @@ SELECT u.name AS use_case, m.version AS model_version, o.day, o.environment,
 FROM embedline.outcome o
 JOIN embedline.model_version m ON m.id = o.model_version
 JOIN embedline.use_case u ON u.id = m.use_case
+JOIN embedline.my_use_case own ON own.use_case = u.id AND own.whole
 WHERE o.label IS NOT NULL
-  AND (NOT u.tenanted
-       OR (SELECT embedline.sees_all())
-       OR EXISTS (SELECT FROM embedline.my_tenant t
-                   WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id)))
 GROUP BY u.name, m.version, o.day, o.environment, o.tag, o.value, o.class, o.label;
 
 COMMENT ON VIEW embedline.confusion IS

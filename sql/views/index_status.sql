@@ -47,10 +47,7 @@ LEFT JOIN LATERAL (
      ORDER BY v.id DESC LIMIT 1
 ) last ON true
 -- its numbers are of all tenants
-WHERE NOT u.tenanted
-   OR (SELECT embedline.sees_all())
-   OR EXISTS (SELECT FROM embedline.my_tenant t
-              WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id));
+JOIN embedline.my_use_case own ON own.use_case = u.id AND own.whole;
 
 COMMENT ON VIEW embedline.index_status IS
     'How the vectors of every live model version are searched: exactly, or through which index, how large, how well';

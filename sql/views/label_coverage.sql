@@ -13,10 +13,7 @@ FROM (SELECT model_version, day, environment, tag, value, rows,
         FROM embedline.entity_outcome WHERE type = '') o
 JOIN embedline.model_version m ON m.id = o.model_version
 JOIN embedline.use_case u ON u.id = m.use_case
-WHERE NOT u.tenanted
-   OR (SELECT embedline.sees_all())
-   OR EXISTS (SELECT FROM embedline.my_tenant t
-               WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id))
+JOIN embedline.my_use_case own ON own.use_case = u.id AND own.whole
 GROUP BY u.name, m.version, o.day, o.environment, o.tag, o.value;
 
 COMMENT ON VIEW embedline.label_coverage IS

@@ -11,7 +11,7 @@ SELECT
     p.y,
     p.placed,
     p.cluster,
-    CASE WHEN t.all_seen THEN c.name END AS name,
+    CASE WHEN own.whole THEN c.name END AS name,
     y.prediction,
     y.score,
     l.label,
@@ -23,11 +23,7 @@ FROM embedline.projection j
 JOIN embedline.model_version m ON m.id = j.model_version
 JOIN embedline.use_case u ON u.id = m.use_case
 JOIN embedline.projection_point p ON p.projection = j.id
-CROSS JOIN LATERAL (
-    SELECT NOT u.tenanted OR (SELECT embedline.sees_all())
-        OR EXISTS (SELECT FROM embedline.my_tenant t
-                    WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id)) AS all_seen
-) t
+JOIN embedline.my_use_case own ON own.use_case = u.id
 LEFT JOIN embedline.projection_cluster c ON c.projection = j.id AND c.cluster = p.cluster
 LEFT JOIN embedline.record r ON r.use_case = u.id AND r.key = p.key
 LEFT JOIN embedline.input i ON i.model_version = m.id AND i.key = p.key
@@ -37,9 +33,7 @@ LEFT JOIN embedline.label l ON l.use_case = u.id AND l.key = p.key AND l.unit = 
       AND u.labelled_unit = 'record' AND m.unit IN ('record', 'object')
 WHERE NOT EXISTS (SELECT FROM embedline.projection later
                    WHERE later.model_version = j.model_version AND later.method = j.method AND later.id > j.id)
-  AND (t.all_seen
-       OR EXISTS (SELECT FROM embedline.my_tenant own
-                   WHERE own.tenant = r.tenant AND (own.use_case IS NULL OR own.use_case = u.id)));
+  AND (own.whole OR r.tenant = ANY (own.tenants));
 
 COMMENT ON VIEW embedline.map IS
     'The latest map of every model version by each method: where its vectors lie in two dimensions, in which cluster, beside what is known of them';

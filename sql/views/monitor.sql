@@ -5,7 +5,7 @@ SELECT u.name AS use_case, m.feature, m.version AS model_version, x.metric, x.sl
 FROM embedline.measurement x
 JOIN embedline.model_version m ON m.id = x.model_version
 JOIN embedline.use_case u ON u.id = m.use_case
-WHERE NOT u.tenanted OR (SELECT embedline.sees_all());
+JOIN embedline.my_use_case own ON own.use_case = u.id AND own.whole;
 
 COMMENT ON VIEW embedline.monitor_history IS 'What monitoring found, for every model version, metric, slice and window of days';
 COMMENT ON COLUMN embedline.monitor_history.use_case IS 'by name';
@@ -35,9 +35,9 @@ SELECT a.id, u.name AS use_case, m.feature, m.version AS model_version, a.metric
 FROM embedline.alarm a
 JOIN embedline.model_version m ON m.id = a.model_version
 JOIN embedline.use_case u ON u.id = m.use_case
+JOIN embedline.my_use_case own ON own.use_case = u.id AND own.whole
 LEFT JOIN embedline.measurement x ON x.model_version = a.model_version AND x.metric = a.metric
-      AND x.slice = a.slice AND x.last_day = a.last_seen
-WHERE NOT u.tenanted OR (SELECT embedline.sees_all());
+      AND x.slice = a.slice AND x.last_day = a.last_seen;
 
 COMMENT ON VIEW embedline.monitor_alarms IS 'Every alarm there was, with what was measured when it was seen last';
 COMMENT ON COLUMN embedline.monitor_alarms.id IS 'what embedline monitor --acknowledge takes';
@@ -70,9 +70,9 @@ SELECT DISTINCT ON (u.name, m.feature, x.metric, x.slice)
 FROM embedline.measurement x
 JOIN embedline.model_version m ON m.id = x.model_version AND m.state = 'active'
 JOIN embedline.use_case u ON u.id = m.use_case
+JOIN embedline.my_use_case own ON own.use_case = u.id AND own.whole
 LEFT JOIN embedline.alarm a ON a.model_version = x.model_version AND a.metric = x.metric AND a.slice = x.slice
       AND a.cleared IS NULL
-WHERE NOT u.tenanted OR (SELECT embedline.sees_all())
 ORDER BY u.name, m.feature, x.metric, x.slice, x.last_day DESC;
 
 COMMENT ON VIEW embedline.monitor IS 'How each use case is: one row per metric and slice of the serving version, of its latest window';

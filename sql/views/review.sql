@@ -17,17 +17,13 @@ SELECT
     r.environment,
     f.day,
     f.cluster,
-    CASE WHEN t.all_seen THEN f.detail END AS detail,
+    CASE WHEN own.whole THEN f.detail END AS detail,
     f.found_at
 FROM embedline.flag f
 JOIN embedline.model_version m ON m.id = f.model_version AND m.state <> 'retired'
 JOIN embedline.use_case u ON u.id = m.use_case
 JOIN embedline.ledger g ON g.model_version = m.id AND g.key = f.key AND g.want_hash IS NOT NULL
-CROSS JOIN LATERAL (
-    SELECT NOT u.tenanted OR (SELECT embedline.sees_all())
-        OR EXISTS (SELECT FROM embedline.my_tenant t
-                    WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id)) AS all_seen
-) t
+JOIN embedline.my_use_case own ON own.use_case = u.id
 LEFT JOIN embedline.record r ON r.use_case = u.id AND r.key = f.key
 LEFT JOIN embedline.input i ON i.model_version = m.id AND i.key = f.key
 LEFT JOIN embedline.prediction p ON p.use_case = u.id AND p.key = f.key AND p.unit = f.unit
@@ -39,9 +35,7 @@ WHERE NOT EXISTS (
            AND d.kind = f.kind AND d.input_hash = g.want_hash
            AND d.labels IS NOT DISTINCT FROM (
                SELECT h.digest FROM embedline.labels_digest h WHERE h.use_case = u.id AND h.key = f.key))
-  AND (t.all_seen
-       OR EXISTS (SELECT FROM embedline.my_tenant own
-                   WHERE own.tenant = r.tenant AND (own.use_case IS NULL OR own.use_case = u.id)));
+  AND (own.whole OR r.tenant = ANY (own.tenants));
 
 COMMENT ON VIEW embedline.review IS
     'What somebody should look at, kind by kind, the most suspicious first: ORDER BY rank has the first of each kind before the second ones. embedline.dismiss takes a row off';

@@ -56,10 +56,7 @@ LEFT JOIN LATERAL (
     SELECT external_id, kind, state, error FROM embedline.run
     WHERE use_case = u.id AND kind <> 'work' ORDER BY id DESC LIMIT 1
 ) latest ON true
-WHERE NOT u.tenanted
-   OR (SELECT embedline.sees_all())
-   OR EXISTS (SELECT FROM embedline.my_tenant t
-              WHERE t.tenant IS NULL AND (t.use_case IS NULL OR t.use_case = u.id));
+JOIN embedline.my_use_case own ON own.use_case = u.id AND own.whole;
 
 COMMENT ON VIEW embedline.status IS 'Coverage, backlog, oldest pending age and dead records of every use case';
 COMMENT ON COLUMN embedline.status.wanted IS 'records of the source that should have a vector';

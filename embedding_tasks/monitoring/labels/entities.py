@@ -12,14 +12,14 @@ from psycopg import sql
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring.days import Refreshed
 from embedding_tasks.monitoring.labels import counted
-from embedding_tasks.monitoring.labels.counted import LABELLED, Count
+from embedding_tasks.monitoring.labels.counted import LABELLED
 from embedding_tasks.monitoring.labels.figure import Figure, of_draws, p_value, wilson
 from embedding_tasks.monitoring.labels.outcomes import ALL, CELLS, Selection
 from embedding_tasks.monitoring.labels.usual import MATURE
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
 from embedding_tasks.monitoring.sums.moments import Floats
-from embedding_tasks.monitoring.sums.rollup import Refreshed
 from embedding_tasks.store.versions import ModelVersion
 
 RESAMPLES = 500
@@ -52,7 +52,7 @@ def refresh(
 ) -> Refreshed:
     """Of a version of words or entities, and for each of these tags of the records that
     have it."""
-    return counted.refresh(store, version, tags, _COUNT)
+    return counted.refresh(store, version, tags, digests=_DIGESTS, insert=_INSERT)
 
 
 def read(
@@ -207,28 +207,26 @@ _RECORDS = sql.SQL(
     " CROSS JOIN LATERAL (SELECT (e.at AT TIME ZONE 'UTC')::date AS day) d"
 ).format(labelled=LABELLED)
 
-_COUNT = Count(
-    digests=sql.SQL(
-        "SELECT d.day, count(*), sum(hashtextextended(ROW(p.key, p.digest, l.digest,"
-        " r.environment, extract(epoch FROM e.at),"
-        " (SELECT array_agg((t, r.tags ->> t)) FROM unnest(%(tags)s::text[]) t)"
-        " )::text, 0)){records} GROUP BY d.day"
-    ).format(records=_RECORDS),
-    insert=sql.SQL(
-        "INSERT INTO embedline.entity_outcome (model_version, day, environment, tag,"
-        " value, type, records, labelled, lag, found, wrong, missed)"
-        " WITH chosen AS MATERIALIZED (SELECT p.key, d.day, e.at, l.at AS labelled_at,"
-        "   r.environment, r.tags{records} WHERE d.day = ANY (%(days)s)),"
-        " counted AS MATERIALIZED (SELECT * FROM embedline.entity_counts(%(version)s,"
-        "   ARRAY(SELECT key FROM chosen WHERE labelled_at IS NOT NULL)))"
-        " SELECT %(version)s, r.day, coalesce(r.environment, ''), s.tag, s.value,"
-        "  c.type, sum(c.records), sum(c.labelled), sum(c.lag), sum(c.found),"
-        "  sum(c.wrong), sum(c.missed)"
-        " FROM chosen r{slices} JOIN ("
-        "  SELECT key, '' AS type, 1 AS records, count(labelled_at) AS labelled,"
-        "   coalesce(sum(extract(epoch FROM labelled_at - at)), 0) AS lag,"
-        "   0 AS found, 0 AS wrong, 0 AS missed FROM chosen GROUP BY key"
-        "  UNION ALL SELECT key, type, 0, 0, 0, found, wrong, missed FROM counted"
-        " ) c ON c.key = r.key GROUP BY 1, 2, 3, 4, 5, 6"
-    ).format(records=_RECORDS, slices=rows.SLICES),
-)
+_DIGESTS = sql.SQL(
+    "SELECT d.day, count(*), sum(hashtextextended(ROW(p.key, p.digest, l.digest,"
+    " r.environment, extract(epoch FROM e.at),"
+    " (SELECT array_agg((t, r.tags ->> t)) FROM unnest(%(tags)s::text[]) t)"
+    " )::text, 0)){records} GROUP BY d.day"
+).format(records=_RECORDS)
+_INSERT = sql.SQL(
+    "INSERT INTO embedline.entity_outcome (model_version, day, environment, tag,"
+    " value, type, records, labelled, lag, found, wrong, missed)"
+    " WITH chosen AS MATERIALIZED (SELECT p.key, d.day, e.at, l.at AS labelled_at,"
+    "   r.environment, r.tags{records} WHERE d.day = ANY (%(days)s)),"
+    " counted AS MATERIALIZED (SELECT * FROM embedline.entity_counts(%(version)s,"
+    "   ARRAY(SELECT key FROM chosen WHERE labelled_at IS NOT NULL)))"
+    " SELECT %(version)s, r.day, coalesce(r.environment, ''), s.tag, s.value,"
+    "  c.type, sum(c.records), sum(c.labelled), sum(c.lag), sum(c.found),"
+    "  sum(c.wrong), sum(c.missed)"
+    " FROM chosen r{slices} JOIN ("
+    "  SELECT key, '' AS type, 1 AS records, count(labelled_at) AS labelled,"
+    "   coalesce(sum(extract(epoch FROM labelled_at - at)), 0) AS lag,"
+    "   0 AS found, 0 AS wrong, 0 AS missed FROM chosen GROUP BY key"
+    "  UNION ALL SELECT key, type, 0, 0, 0, found, wrong, missed FROM counted"
+    " ) c ON c.key = r.key GROUP BY 1, 2, 3, 4, 5, 6"
+).format(records=_RECORDS, slices=rows.SLICES)

@@ -17,11 +17,11 @@ from psycopg import sql
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring.days import Refreshed
 from embedding_tasks.monitoring.labels import counted
-from embedding_tasks.monitoring.labels.counted import LABELLED, Count
+from embedding_tasks.monitoring.labels.counted import LABELLED
 from embedding_tasks.monitoring.measured import Window
 from embedding_tasks.monitoring.sums.moments import Floats, Ints
-from embedding_tasks.monitoring.sums.rollup import Refreshed
 from embedding_tasks.store.versions import ModelVersion
 
 BINS = 20
@@ -138,7 +138,7 @@ def refresh(
     store: Connection, version: ModelVersion, tags: Sequence[str] = ()
 ) -> Refreshed:
     """Counts of all predictions, and for each of these tags of those that have it."""
-    return counted.refresh(store, version, tags, _COUNT)
+    return counted.refresh(store, version, tags, digests=_DIGESTS, insert=_INSERT)
 
 
 def read(
@@ -218,38 +218,36 @@ _TIMES = sql.SQL(", ").join(
     )
 )
 
-_COUNT = Count(
-    # a prediction's time changes with its score and probabilities
-    digests=sql.SQL(
-        "SELECT d.day, count(*), sum(hashtextextended(ROW(p.key, p.unit, p.prediction,"
-        " p.score, r.environment, l.label, {times},"
-        " (SELECT array_agg((t, r.tags ->> t)) FROM unnest(%(tags)s::text[]) t)"
-        " )::text, 0)){predicted}{wanted} GROUP BY d.day"
-    ).format(predicted=PREDICTED, wanted=WANTED, times=_TIMES),
-    # sums of numeric are the same in any order
-    insert=sql.SQL(
-        "INSERT INTO embedline.outcome (model_version, day, environment, tag, value,"
-        " class, label, bin, rows, score, losses, loss, loss_square, lag)"
-        " SELECT %(version)s, d.day, coalesce(r.environment, ''), s.tag, s.value,"
-        "  p.prediction, l.label, b.bin, count(*),"
-        "  CASE WHEN b.bin < 0 THEN 0 ELSE sum(p.score::numeric) END,"
-        "  count(o.loss), coalesce(sum(o.loss), 0), coalesce(sum(o.loss * o.loss), 0),"
-        "  coalesce(sum(extract(epoch FROM"
-        "   coalesce(l.labeled_at, l.arrived_at) - e.at)), 0)"
-        "{predicted}{slices}"
-        " CROSS JOIN LATERAL (SELECT CASE WHEN p.score BETWEEN 0 AND 1"
-        "  THEN least(floor(p.score * {bins}), {bins} - 1) ELSE {no_bin} END AS bin) b"
-        " CROSS JOIN LATERAL (SELECT p.probabilities["
-        "  array_position(m.classes, l.label)]::float8 AS probability) q"
-        " CROSS JOIN LATERAL (SELECT CASE WHEN q.probability IS NOT NULL"
-        "  THEN -ln(greatest(q.probability, {least}))::numeric END AS loss) o"
-        "{wanted} AND d.day = ANY (%(days)s) GROUP BY 2, 3, 4, 5, 6, 7, 8"
-    ).format(
-        predicted=PREDICTED,
-        slices=rows.SLICES,
-        wanted=WANTED,
-        bins=sql.Literal(BINS),
-        no_bin=sql.Literal(NO_BIN),
-        least=sql.Literal(_LEAST_PROBABILITY),
-    ),
+# a prediction's time changes with its score and probabilities
+_DIGESTS = sql.SQL(
+    "SELECT d.day, count(*), sum(hashtextextended(ROW(p.key, p.unit, p.prediction,"
+    " p.score, r.environment, l.label, {times},"
+    " (SELECT array_agg((t, r.tags ->> t)) FROM unnest(%(tags)s::text[]) t)"
+    " )::text, 0)){predicted}{wanted} GROUP BY d.day"
+).format(predicted=PREDICTED, wanted=WANTED, times=_TIMES)
+# sums of numeric are the same in any order
+_INSERT = sql.SQL(
+    "INSERT INTO embedline.outcome (model_version, day, environment, tag, value,"
+    " class, label, bin, rows, score, losses, loss, loss_square, lag)"
+    " SELECT %(version)s, d.day, coalesce(r.environment, ''), s.tag, s.value,"
+    "  p.prediction, l.label, b.bin, count(*),"
+    "  CASE WHEN b.bin < 0 THEN 0 ELSE sum(p.score::numeric) END,"
+    "  count(o.loss), coalesce(sum(o.loss), 0), coalesce(sum(o.loss * o.loss), 0),"
+    "  coalesce(sum(extract(epoch FROM"
+    "   coalesce(l.labeled_at, l.arrived_at) - e.at)), 0)"
+    "{predicted}{slices}"
+    " CROSS JOIN LATERAL (SELECT CASE WHEN p.score BETWEEN 0 AND 1"
+    "  THEN least(floor(p.score * {bins}), {bins} - 1) ELSE {no_bin} END AS bin) b"
+    " CROSS JOIN LATERAL (SELECT p.probabilities["
+    "  array_position(m.classes, l.label)]::float8 AS probability) q"
+    " CROSS JOIN LATERAL (SELECT CASE WHEN q.probability IS NOT NULL"
+    "  THEN -ln(greatest(q.probability, {least}))::numeric END AS loss) o"
+    "{wanted} AND d.day = ANY (%(days)s) GROUP BY 2, 3, 4, 5, 6, 7, 8"
+).format(
+    predicted=PREDICTED,
+    slices=rows.SLICES,
+    wanted=WANTED,
+    bins=sql.Literal(BINS),
+    no_bin=sql.Literal(NO_BIN),
+    least=sql.Literal(_LEAST_PROBABILITY),
 )

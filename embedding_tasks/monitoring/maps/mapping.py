@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding_tasks.errors import ConfigError
+from embedding_tasks.monitoring.nearest import nearest
 from embedding_tasks.monitoring.quality.vectors import Ints, Vectors, directions
 
 Floats = npt.NDArray[np.float64]
@@ -22,7 +23,6 @@ Method = Literal["pca", "umap"]
 # As the library has them: McInnes, Healy, Melville, https://arxiv.org/abs/1802.03426
 UMAP: dict[str, Any] = {"n_neighbors": 15, "min_dist": 0.1}
 PLACED_BY = 10
-_BLOCK = 1024
 _TINY = 1e-9
 
 
@@ -63,31 +63,15 @@ def amidst(of: Vectors, fitted: Vectors, points: Floats) -> Floats:
     """Each at the mean of the points of the ten nearest that were fitted, the nearer
     the more it weighs: measured, half of its neighbors stay neighbors, three of five by
     UMAP's own transform, which takes 13 times as long and needs the model kept."""
-    placed = np.empty((len(of), 2))
-    for part, far in _distances(of, fitted):
-        near = np.argpartition(far, min(PLACED_BY, far.shape[1]) - 1, axis=1)
-        near = near[:, :PLACED_BY]
-        weights = 1 / (np.take_along_axis(far, near, axis=1) + _TINY)
-        weights /= weights.sum(axis=1, keepdims=True)
-        placed[part] = np.einsum("rk,rkd->rd", weights, points[near])
+    near = nearest(of, fitted, PLACED_BY)
+    weights = 1 / (near.distances.astype(np.float64) + _TINY)
+    weights /= weights.sum(axis=1, keepdims=True)
+    placed: Floats = np.einsum("rk,rkd->rd", weights, points[near.rows])
     return placed
 
 
 def nearest_center(of: Vectors, centers: Floats) -> Ints:
-    nearest = np.empty(len(of), np.int64)
-    for part, far in _distances(of, centers):
-        nearest[part] = far.argmin(axis=1)
-    return nearest
-
-
-def _distances(of: Vectors, others: npt.NDArray[Any]) -> Any:
-    """Blocks of rows, and how far these are from the others."""
-    squares = np.square(others).sum(axis=1)
-    for start in range(0, len(of), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        own = np.square(of[part]).sum(axis=1, keepdims=True)
-        far = own + squares - 2 * (of[part] @ others.T)
-        yield part, np.sqrt(np.maximum(far, 0))
+    return nearest(of, centers.astype(np.float32), 1).rows[:, 0]
 
 
 def _centers(of: Vectors, clusters: int, seed: int) -> Floats:

@@ -25,7 +25,7 @@ from psycopg.types.json import Jsonb
 
 from embedding_tasks.connections import Connection, take_time
 from embedding_tasks.errors import ConfigError, valid_choices
-from embedding_tasks.monitoring import words
+from embedding_tasks.monitoring import locks, words
 from embedding_tasks.monitoring.maps import mapping
 from embedding_tasks.monitoring.maps.mapping import Fitted, Floats, Method
 from embedding_tasks.monitoring.quality import vectors
@@ -89,7 +89,7 @@ def fit(
     settings |= mapping.UMAP if method == "umap" else {}
     with store.transaction():
         take_time(store)
-        _lock(store, version)
+        locks.take(store, version, "projection")
         made = _write(store, version, method, seed, settings, found)
         _write_clusters(store, made, names, found.centers)
         points = _Points(drawn, found.points, found.clusters)
@@ -103,7 +103,7 @@ def place(store: Connection, version: ModelVersion) -> list[Placed]:
     changed nothing is written."""
     with store.transaction():
         take_time(store)
-        _lock(store, version)
+        locks.take(store, version, "projection")
         maps = _Map.latest(store, version)
         return [_placed(store, version, chosen) for chosen in maps.values()]
 
@@ -348,10 +348,3 @@ def _fitted_on(
     }
     of = [points[whose] for whose in zip(fitted.keys, fitted.units, strict=True)]
     return fitted, np.array(of, np.float64).reshape(len(of), 2)
-
-
-def _lock(store: Connection, version: ModelVersion) -> None:
-    store.execute(
-        "SELECT pg_advisory_xact_lock(hashtext('embedline.projection'), %s)",
-        [version.id],
-    )

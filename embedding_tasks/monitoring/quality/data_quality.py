@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring.flags import Flag
 from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.quality.listing import Flag
 from embedding_tasks.store.versions import ModelVersion
 
 # From this share of unknown words on, a vector is of half of its text or less.

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding_tasks.connections import Connection, take_time
+from embedding_tasks.monitoring.flags import Flag
+from embedding_tasks.monitoring.nearest import Neighbors
 from embedding_tasks.monitoring.quality import neighbors
-from embedding_tasks.monitoring.quality.listing import Flag
-from embedding_tasks.monitoring.quality.neighbors import Neighbors
 from embedding_tasks.store.versions import ModelVersion
 
 log = logging.getLogger(__name__)

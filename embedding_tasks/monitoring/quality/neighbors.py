@@ -6,7 +6,7 @@ index, a lookup each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, LiteralString
 
 import numpy as np
@@ -15,6 +15,8 @@ from psycopg import sql
 
 from embedding_tasks.connections import Connection
 from embedding_tasks.errors import StoreError
+from embedding_tasks.monitoring import nearest
+from embedding_tasks.monitoring.nearest import Apart, Neighbors
 from embedding_tasks.monitoring.quality import vectors
 from embedding_tasks.monitoring.quality.vectors import Block, Ints, Vectors
 from embedding_tasks.store import decode, index, migrate
@@ -24,8 +26,6 @@ from embedding_tasks.store.versions import ModelVersion
 # seven times that; through the index each takes 3 to 5 ms.
 EXACT = 50_000
 MOST_EXACT = 100_000
-# Distances that are held at once: a quarter of a gigabyte, with what sorts them.
-_CELLS = 20_000_000
 
 _OPERATORS: dict[str, LiteralString] = {
     "cosine": "<=>",
@@ -34,20 +34,11 @@ _OPERATORS: dict[str, LiteralString] = {
 }
 
 
-@dataclass(frozen=True)
-class Neighbors:
-    """Of rows numbered from 0: the numbers of the nearest others (rows, k), the nearest
-    first, and how far they are in the version's distance; -1 and infinity where an
-    index has found fewer."""
-
-    rows: Ints
-    distances: npt.NDArray[np.float32]
-
-
 def of_labelled(store: Connection, version: ModelVersion, k: int) -> Neighbors:
     """Of the rows of the temporary table `labelled` (n, key, unit), in the order of
-    `n`. Sets how the rest of the transaction is planned. Raises `StoreError` where they
-    are too many to compare without an index."""
+    `n`, by the version's distance; an index may find fewer. Sets how the rest of the
+    transaction is planned. Raises `StoreError` where they are too many to compare
+    without an index."""
     row = store.execute("SELECT count(*) FROM labelled").fetchone()
     assert row is not None
     count = int(row[0])
@@ -70,38 +61,15 @@ def of_labelled(store: Connection, version: ModelVersion, k: int) -> Neighbors:
 
 def exact(of: Vectors, distance: str, k: int) -> Neighbors:
     """Of vectors (rows, dims) among themselves, by what pgvector calls `distance`."""
-    compared = _comparable(of, distance)
-    squares = np.square(compared).sum(axis=1)
-    rows = np.zeros((len(of), k), np.int64)
-    distances = np.zeros((len(of), k), np.float32)
-    step = max(1, _CELLS // max(1, len(of)))
-    for start in range(0, len(of), step):
-        part = slice(start, start + step)
-        far = -(compared[part] @ compared.T)
-        if distance == "l2":
-            far = squares[part, None] + squares[None] + 2 * far
-        own = np.arange(len(far))
-        far[own, own + start] = np.inf
-        nearest = np.argpartition(far, k - 1, axis=1)[:, :k] if k else rows[part]
-        found = np.take_along_axis(far, nearest, axis=1)
-        order = np.argsort(found, axis=1, kind="stable")
-        rows[part] = np.take_along_axis(nearest, order, axis=1)
-        distances[part] = np.take_along_axis(found, order, axis=1)
-    return Neighbors(rows, _as_pgvector(distances, distance))
-
-
-def _comparable(of: Vectors, distance: str) -> Vectors:
-    if distance == "cosine":
-        return vectors.directions(of)
-    return of - of.mean(axis=0) if distance == "l2" else of
-
-
-def _as_pgvector(
-    far: npt.NDArray[np.float32], distance: str
-) -> npt.NDArray[np.float32]:
-    if distance == "cosine":
-        return np.maximum(1 + far, 0)
-    return np.sqrt(np.maximum(far, 0)) if distance == "l2" else far
+    others = Apart.each(len(of))
+    if distance == "inner_product":
+        return nearest.largest_products(of, of, k, others)
+    if distance == "l2":
+        return nearest.nearest(of, of, k, others)
+    compared = vectors.directions(of)
+    found = nearest.nearest(compared, compared, k, others)
+    distances = np.square(found.distances) / 2
+    return replace(found, distances=distances.astype(np.float32, copy=False))
 
 
 # A join would be made by hashing, and sorted, if the planner might.

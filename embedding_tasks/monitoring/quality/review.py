@@ -15,9 +15,9 @@ from collections import Counter
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring import flags, rows
 from embedding_tasks.monitoring.measured import Measured, Window
-from embedding_tasks.monitoring.quality import data_quality, label_quality, listing
+from embedding_tasks.monitoring.quality import data_quality, label_quality
 from embedding_tasks.store.versions import ModelVersion
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def refresh(
         *label_quality.find(store, version, k),
         *data_quality.find(store, version),
     ]
-    listing.replace(store, version, KINDS, found)
+    flags.replace(store, version, KINDS, found)
     counts = Counter(flag.kind for flag in found)
     log.info("reviewed version=%d flags=%s", version.version, dict(counts))
     return {kind: counts[kind] for kind in KINDS}

@@ -13,20 +13,20 @@ import numpy as np
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.monitoring import rows
+from embedding_tasks.monitoring import flags, rows
+from embedding_tasks.monitoring.flags import Flag
 from embedding_tasks.monitoring.measured import FEWEST_ROWS, Measured, Window
+from embedding_tasks.monitoring.rows import Records
 from embedding_tasks.monitoring.rowwise import (
     clusters,
     comparison,
-    flags,
     novelty,
     sample,
     spread,
 )
 from embedding_tasks.monitoring.rowwise.comparison import Comparison, Settings
-from embedding_tasks.monitoring.rowwise.flags import Flag
 from embedding_tasks.monitoring.rowwise.novelty import Rate
-from embedding_tasks.monitoring.rowwise.sample import Ints, Records, Sample
+from embedding_tasks.monitoring.rowwise.sample import Ints, Sample
 from embedding_tasks.monitoring.rowwise.spread import Change
 from embedding_tasks.monitoring.sums.centroid import Shift
 from embedding_tasks.store.versions import ModelVersion
@@ -87,21 +87,30 @@ class Check:
         )
 
 
-def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
+def baseline(store: Connection, check: Check) -> Sample:
+    """What windows are compared with: to be read once for all of them."""
+    most = check.settings.most_of_baseline
+    return sample.read(store, check.version, check.baseline, most)
+
+
+def measure(
+    store: Connection, check: Check, usual: Sample, window: Window
+) -> list[Measured]:
     """`novelty`, `outliers`, `spread` and, if it is asked for, `mmd`; without values
     where a side has too few rows. Replaces the window's flags of novel rows and of
     outliers."""
-    usual, found = _read(store, check, window)
+    found = _read(store, check, window)
+    usual = usual.without(found)
     blank = _blank(check, window, usual, found)
     if _too_few(check, usual, found):
-        for kind in (NOVEL, OUTLIER):
-            _flag(store, check, window, kind, [])
+        _flag(store, check, window, [])
         return list(blank.values())
     compared = comparison.compare(usual, found, check.settings)
     new, far = novelty.novelty(compared), spread.outliers(compared)
     groups = _groups(compared, new)
-    _flag(store, check, window, NOVEL, _flags(compared, new, window, groups))
-    _flag(store, check, window, OUTLIER, _flags(compared, far, window))
+    new_ones = _flags(NOVEL, compared, new, window, groups)
+    far_ones = _flags(OUTLIER, compared, far, window)
+    _flag(store, check, window, [*new_ones, *far_ones])
     named = _named(store, check, compared, new, groups)
     return list(_filled(blank, compared, new, far, {"clusters": named}))
 
@@ -109,37 +118,34 @@ def measure(store: Connection, check: Check, window: Window) -> list[Measured]:
 def noise(
     store: Connection,
     check: Check,
+    usual: Sample,
     *,
     days: int = 1,
     most: int = MOST_WINDOWS,
 ) -> dict[str, list[float]]:
     """By metric the excess of each of the baseline's own windows of so many days over
-    the rest of the baseline: at most so many windows, drawn by the settings' seed. To
-    be stored with the baseline; flags nothing."""
+    the rest of the baseline's sample: at most so many windows, drawn by the settings'
+    seed. To be stored with the baseline; flags nothing."""
     found: dict[str, list[float]] = {}
     settings = replace(check.settings, permutations=_NO_P_VALUE)
+    own = replace(check, records=check.baseline, settings=settings)
     for window in _own_windows(store, check, days, most):
-        rest = replace(check.baseline, without=window)
-        own = replace(check, baseline=rest, records=check.baseline, settings=settings)
-        usual, rows_ = _read(store, own, window)
-        if _too_few(own, usual, rows_):
+        rows_ = _read(store, own, window)
+        rest = usual.without_days(window).without(rows_)
+        if _too_few(own, rest, rows_):
             continue
-        compared = comparison.compare(usual, rows_, settings)
+        compared = comparison.compare(rest, rows_, settings)
         new, far = novelty.novelty(compared), spread.outliers(compared)
-        blank = _blank(own, window, usual, rows_)
+        blank = _blank(own, window, rest, rows_)
         for measured in _filled(blank, compared, new, far, {}):
             if measured.excess is not None:
                 found.setdefault(measured.metric, []).append(measured.excess)
     return found
 
 
-def _read(store: Connection, check: Check, window: Window) -> tuple[Sample, Sample]:
-    """Rows of the baseline and of the window, no record in both."""
-    version, settings = check.version, check.settings
-    records = check.records.of(window)
-    found = sample.read(store, version, records, settings.most_of_window)
-    usual = sample.read(store, version, check.baseline, settings.most_of_baseline)
-    return usual.without(found), found
+def _read(store: Connection, check: Check, window: Window) -> Sample:
+    records, most = check.records.of(window), check.settings.most_of_window
+    return sample.read(store, check.version, records, most)
 
 
 def _too_few(check: Check, *sides: Sample) -> bool:
@@ -224,7 +230,11 @@ def _groups(compared: Comparison, new: Rate) -> Ints:
 
 
 def _flags(
-    compared: Comparison, rate: Rate, window: Window, groups: Ints | None = None
+    kind: str,
+    compared: Comparison,
+    rate: Rate,
+    window: Window,
+    groups: Ints | None = None,
 ) -> list[Flag]:
     chosen = np.flatnonzero(rate.found)
     numbers = np.zeros(len(chosen), np.int64) if groups is None else groups
@@ -233,7 +243,7 @@ def _flags(
         Flag(
             key=rows_.keys[row],
             unit=int(rows_.units[row]),
-            day=date.fromordinal(int(rows_.days[row])),
+            kind=kind,
             score=float(rate.scores[row]),
             cluster=int(number) or None,
             detail={"since": str(window.since), "until": str(window.until)},
@@ -242,15 +252,14 @@ def _flags(
     ]
 
 
-def _flag(
-    store: Connection, check: Check, window: Window, kind: str, found: list[Flag]
-) -> None:
+def _flag(store: Connection, check: Check, window: Window, found: list[Flag]) -> None:
     if check.records.slice:
         return
-    flags.replace(store, check.version, kind, check.records, window, found)
+    among = check.records.of(window)
+    flags.replace(store, check.version, (NOVEL, OUTLIER), found, among)
     log.info(
-        "flagged version=%d kind=%s until=%s rows=%d",
-        *(check.version.version, kind, window.until, len(found)),
+        "flagged version=%d until=%s rows=%d",
+        *(check.version.version, window.until, len(found)),
     )
 
 

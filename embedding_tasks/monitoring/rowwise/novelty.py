@@ -53,7 +53,7 @@ def novelty(compared: Comparison) -> Rate:
     window: seven, where that is a sixth of all rows."""
     fewest = fewest_neighbors(len(compared.window), compared.rows_of_baseline)
     shared, rate, tail = _counts(compared, compared.in_window, fewest)
-    dealt = [_counts(compared, mask, fewest)[1:] for mask in compared.deals()]
+    dealt = [_counts(compared, mask, fewest)[1:] for mask in compared.deals]
     rates, tails = zip(*dealt, strict=True)
     return Rate(
         rate,
@@ -102,7 +102,7 @@ def _counts(
     share of rows that have enough, and a smoother statistic of the same."""
     padded = np.append(in_window, False)
     nowhere = len(in_window)
-    own = compared.near.indices[in_window]
+    own = compared.near.rows[in_window]
     shared = padded[np.minimum(own, nowhere)].sum(axis=1)
     above = np.maximum(shared - fewest + 1 + _NEARLY, 0)
     return shared, float((shared >= fewest).mean()), float(above.mean())

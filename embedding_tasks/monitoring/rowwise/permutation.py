@@ -8,7 +8,7 @@ record (its words, its entities) go together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,13 @@ Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 
-def deals(in_window: Mask, records: Ints, times: int, seed: int) -> Iterator[Mask]:
+def deals(in_window: Mask, records: Ints, times: int, seed: int) -> list[Mask]:
     """Which rows (rows,) are of the window, dealt anew; `records` (rows,) numbers the
     record of each."""
     rng = np.random.default_rng(seed)
     _, first, numbered = np.unique(records, return_index=True, return_inverse=True)
     sides = in_window[first]
-    for _ in range(times):
-        yield rng.permutation(sides)[numbered]
+    return [rng.permutation(sides)[numbered] for _ in range(times)]
 
 
 def p_value(observed: float, dealt: Sequence[float] | npt.NDArray[np.float64]) -> float:

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import pairwise
-from typing import Any, LiteralString
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
 from embedding_tasks.connections import Connection
-from embedding_tasks.errors import ConfigError
 from embedding_tasks.monitoring import rows
 from embedding_tasks.monitoring.measured import Window
+from embedding_tasks.monitoring.rows import Records
 from embedding_tasks.store import decode
 from embedding_tasks.store.migrate import schema_of_vector
 from embedding_tasks.store.versions import ModelVersion
@@ -30,63 +30,6 @@ Ints = npt.NDArray[np.int64]
 _ROWS_PER_BLOCK = 1000
 _EPOCH = date(2000, 1, 1).toordinal()
 _TINY = 1e-30
-
-
-@dataclass(frozen=True)
-class Records:
-    """Which records: of the days from `since` to `until`, both included (None: without
-    end) and not those of `without`; of `environments` (none: of any), and of none of
-    `other_environments`. `slice` is `tag=value`, `prediction=class`, or empty."""
-
-    since: date | None = None
-    until: date | None = None
-    environments: tuple[str, ...] = ()
-    other_environments: tuple[str, ...] = ()
-    slice: str = ""
-    without: Window | None = None
-
-    def of(self, window: Window) -> Records:
-        return replace(self, since=window.since, until=window.until)
-
-    def condition(self) -> sql.Composed:
-        return _CONDITION.format(slice=sql.SQL(self._slice()))
-
-    def parameters(self) -> dict[str, Any]:
-        tag, _, value = self.slice.partition("=")
-        without = self.without
-        return {
-            "since": self.since,
-            "until": self.until,
-            "environments": list(self.environments),
-            "other_environments": list(self.other_environments),
-            "tag": tag,
-            "value": value,
-            "without_since": without and without.since,
-            "without_until": without and without.until,
-        }
-
-    def _slice(self) -> LiteralString:
-        tag, is_one, _ = self.slice.partition("=")
-        if not self.slice:
-            return ""
-        if not is_one:
-            raise ConfigError(
-                f"slice {self.slice!r}: valid: 'tag=value', 'prediction=class', ''"
-            )
-        if tag == "prediction":
-            return " AND p.prediction = %(value)s"
-        return " AND r.tags ->> %(tag)s = %(value)s"
-
-
-_CONDITION = sql.SQL(
-    " WHERE d.day BETWEEN coalesce(%(since)s::date, '-infinity')"
-    "  AND coalesce(%(until)s::date, 'infinity')"
-    " AND (d.day BETWEEN %(without_since)s::date AND %(without_until)s::date)"
-    "  IS NOT TRUE"
-    " AND (%(environments)s::text[] = '{{}}'"
-    "  OR r.environment = ANY (%(environments)s::text[]))"
-    " AND (r.environment = ANY (%(other_environments)s::text[])) IS NOT TRUE{slice}"
-)
 
 
 @dataclass(frozen=True)
@@ -120,20 +63,23 @@ class Sample:
         kept = np.array([key not in theirs for key in self.keys], bool)
         return self.only(kept)
 
+    def without_days(self, window: Window) -> Sample:
+        return self.only(~np.isin(self.days, window.ordinals))
+
 
 def read(
     store: Connection, version: ModelVersion, records: Records, most: int
 ) -> Sample:
     """At most so many of the records' rows."""
     parts = [_EMPTY, *_blocks(store, version, records, most)]
-    keys, units, days, vectors = zip(*parts, strict=True)
+    counts, keys, units, days, vectors = zip(*parts, strict=True)
     wide = np.concatenate([v.reshape(-1, version.dims) for v in vectors])
     return Sample(
         keys=np.concatenate(keys),
         units=np.concatenate(units),
         days=np.concatenate(days),
         vectors=_normed(wide) if version.distance == "cosine" else wide,
-        of=len(wide) if len(wide) < most else _count(store, version, records),
+        of=max(counts),
     )
 
 
@@ -145,8 +91,9 @@ def of_vectors(vectors: Vectors, first: int = 0) -> Sample:
     return Sample(keys, zeros, zeros, vectors, count)
 
 
-Part = tuple[npt.NDArray[np.object_], Ints, Ints, Vectors]
+Part = tuple[int, npt.NDArray[np.object_], Ints, Ints, Vectors]
 _EMPTY: Part = (
+    0,
     np.zeros(0, object),
     np.zeros(0, np.int64),
     np.zeros(0, np.int64),
@@ -157,15 +104,20 @@ _EMPTY: Part = (
 def _blocks(
     store: Connection, version: ModelVersion, records: Records, most: int
 ) -> Sequence[Part]:
+    """Rows are sorted without their vectors, which do not fit into memory: measured,
+    a day of a million rows of 384 dimensions takes 3.5 s, and 15 s with them."""
     statement = sql.SQL(
-        "COPY (SELECT v.key, v.unit, d.day - '2000-01-01'::date,"
-        " v.embedding::{pgvector}.vector{rows}{condition}"
-        " ORDER BY hashtextextended(v.key, 0), v.key, v.unit LIMIT %(most)s)"
+        "COPY (SELECT s.rows, v.key, v.unit, s.day, v.embedding::{pgvector}.vector"
+        " FROM (SELECT v.key, v.unit, d.day - '2000-01-01'::date AS day,"
+        "  count(*) OVER () AS rows{rows}{condition} ORDER BY {order} LIMIT %(most)s) s"
+        " JOIN {vectors} v USING (key, unit) ORDER BY {order})"
         " TO STDOUT (FORMAT binary)"
     ).format(
         pgvector=sql.Identifier(schema_of_vector(store)),
         rows=rows.joined(version),
         condition=records.condition(),
+        vectors=version.table,
+        order=_ORDER,
     )
     given = {**rows.ids(version), **records.parameters(), "most": most}
     with store.cursor() as cursor, cursor.copy(statement, given) as copy:
@@ -174,27 +126,20 @@ def _blocks(
         ]
 
 
+_ORDER = sql.SQL("hashtextextended(v.key, 0), v.key, v.unit")
+
+
 def _part(block: Sequence[bytes], dims: int) -> Part:
-    keys, units, days, vectors = decode.cells(block, 4)
+    counts, keys, units, days, vectors = decode.cells(block, 5)
     offsets, raw = keys.texts()
     names = [raw[start:stop].decode() for start, stop in pairwise(offsets)]
     return (
+        int(counts.fixed(">i8")[0]),
         np.array(names, object),
         units.fixed(">i4").astype(np.int64),
         days.fixed(">i4").astype(np.int64) + _EPOCH,
         vectors.vectors(dims, ">f4").astype(np.float32),
     )
-
-
-def _count(store: Connection, version: ModelVersion, records: Records) -> int:
-    row = store.execute(
-        sql.SQL("SELECT count(*){rows}{condition}").format(
-            rows=rows.joined(version), condition=records.condition()
-        ),
-        {**rows.ids(version), **records.parameters()},
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def _normed(vectors: Vectors) -> Vectors:

@@ -37,7 +37,7 @@ def outliers(compared: Comparison) -> Rate:
     """A row is one when its fifth nearest neighbour in the baseline is farther than
     those of 99 % of the held-out rows."""
     beyond, rate = _beyond(compared, compared.in_window)
-    dealt = [_beyond(compared, mask)[1] for mask in compared.deals()]
+    dealt = [_beyond(compared, mask)[1] for mask in compared.deals]
     return Rate(
         rate,
         *interval(rate, compared.records_in_window),
