@@ -39,10 +39,16 @@ def compared(
     )
 
 
+def residual(of: Comparison) -> spread.Change:
+    found = spread.residual(of)
+    assert found is not None
+    return found
+
+
 def test_without_a_change_p_values_are_uniform() -> None:
     made = [compared(seed) for seed in range(80)]
     for p_values in (
-        [spread.residual(one).p_value for one in made],
+        [residual(one).p_value for one in made],
         [spread.outliers(one).p_value for one in made],
     ):
         assert stats.kstest(p_values, "uniform").pvalue > 0.001
@@ -51,7 +57,7 @@ def test_without_a_change_p_values_are_uniform() -> None:
 
 def test_a_baseline_of_few_rows_makes_no_window_look_wide() -> None:
     """Principal components fit the rows they were made of better than any others."""
-    found = [spread.residual(compared(seed, baseline=200)) for seed in range(40)]
+    found = [residual(compared(seed, baseline=200)) for seed in range(40)]
     assert abs(np.mean([change.change for change in found])) < 0.02
     assert np.mean([change.p_value <= 0.05 for change in found]) < 0.2
 
@@ -60,7 +66,7 @@ def test_a_baseline_of_few_rows_makes_no_window_look_wide() -> None:
 def test_a_change_of_the_spread_is_found_with_its_size_in_its_interval(
     wider: float,
 ) -> None:
-    made = [spread.residual(compared(seed, wider=wider)) for seed in range(20)]
+    made = [residual(compared(seed, wider=wider)) for seed in range(20)]
     assert np.median([change.p_value for change in made]) < 0.001
     assert np.mean([change.change for change in made]) == pytest.approx(
         wider - 1, abs=0.02
@@ -86,3 +92,9 @@ def test_mmd_sees_a_change_that_leaves_the_mean_where_it_was() -> None:
     assert shift.low > 0
     usual = [spread.mmd(compared(seed)) for seed in range(20)]
     assert np.mean([s is not None and s.p_value <= 0.05 for s in usual]) < 0.2
+
+
+def test_rows_that_are_all_the_same_have_no_spread() -> None:
+    same = np.ones((300, 8), np.float32)
+    sides = sample.of_vectors(same), sample.of_vectors(same[:200], 300)
+    assert spread.residual(comparison.compare(*sides, Settings())) is None

@@ -57,8 +57,7 @@ def save(
         locks.take(store, version, "measurement")
         _replace(store, version, kind, window, measured, baseline)
         note(store, version, kind, window.until, inputs)
-        for judged in judging.judge(_of_window(store, version, window)):
-            _save_judgement(store, version, judged)
+        _judge(store, version, window.until)
 
 
 def note(
@@ -76,12 +75,15 @@ def note(
 def forget_windows(
     store: Connection, version: ModelVersion, kind: Kind, last_days: Iterable[date]
 ) -> None:
-    """Those that are no longer windows."""
-    days = [version.id, kind, list(last_days)]
+    """Those that are no longer windows; what the other kind's have left is judged
+    alone."""
+    days = [*last_days]
     with store.transaction():
         locks.take(store, version, "measurement")
         for table in ("monitored", "measurement"):
-            store.execute(_FORGET[table], days)
+            store.execute(_FORGET[table], [version.id, kind, days])
+        for day in days:
+            _judge(store, version, day)
 
 
 def raise_alarms(store: Connection, version: ModelVersion) -> None:
@@ -151,16 +153,25 @@ def _replace(
     )
 
 
+def _judge(store: Connection, version: ModelVersion, last_day: date) -> None:
+    """All that was measured in the window that ends with this day."""
+    for judged in judging.judge(_of_window(store, version, last_day)):
+        _save_judgement(store, version, judged)
+
+
 def _of_window(
-    store: Connection, version: ModelVersion, window: Window
+    store: Connection, version: ModelVersion, last_day: date
 ) -> list[Measured]:
     rows = store.execute(
-        "SELECT metric, slice, rows, value, low, high, p_value, excess, least, noise"
-        " FROM embedline.measurement WHERE model_version = %s AND last_day = %s"
-        " ORDER BY metric, slice",
-        [version.id, window.until],
+        "SELECT metric, slice, first_day, last_day, rows, value, low, high, p_value,"
+        " excess, least, noise FROM embedline.measurement"
+        " WHERE model_version = %s AND last_day = %s ORDER BY metric, slice",
+        [version.id, last_day],
     )
-    return [Measured(metric, slice_, window, *rest) for metric, slice_, *rest in rows]
+    return [
+        Measured(metric, slice_, Window(since, until), *rest)
+        for metric, slice_, since, until, *rest in rows
+    ]
 
 
 def _save_judgement(store: Connection, version: ModelVersion, judged: Judged) -> None:

@@ -36,16 +36,24 @@ def measure(
 def tell(
     case: UseCase, resolve: Resolve, notify: Callable[[dict[str, Any]], None]
 ) -> int:
-    """Of each alarm that is on and was not told yet, once; one that fails is told
-    again by the next run. Returns how many."""
-    told = 0
+    """Of each alarm that is on and was not told yet, once. One that fails is told
+    again by the next run; the others are told, and then the first failure is raised.
+    Returns how many."""
+    told, failures = 0, list[Exception]()
     with open_store(resolve) as store:
         for alarm in _on(store, case):
             if alarm.told_at or alarm.acknowledged_at:
                 continue
-            notify({**asdict(alarm), "text": telling.tell(store, alarm)})
-            results.mark_told(store, alarm.id)
-            told += 1
+            try:
+                notify({**asdict(alarm), "text": telling.tell(store, alarm)})
+            except Exception as error:
+                log.exception("alarm %d could not be told", alarm.id)
+                failures.append(error)
+            else:
+                results.mark_told(store, alarm.id)
+                told += 1
+    if failures:
+        raise failures[0]
     return told
 
 

@@ -184,7 +184,10 @@ def _filled(
     yield _rate(blank["novelty"], new, more)
     yield _rate(blank["outliers"], far, {})
     change = spread.residual(compared)
-    yield _effect(blank["spread"], change, change.value, {"change": change.change})
+    if change is None:
+        yield blank["spread"]
+    else:
+        yield _effect(blank["spread"], change, change.value, {"change": change.change})
     if "mmd" in blank and (shift := spread.mmd(compared)) is not None:
         yield _effect(blank["mmd"], shift, shift.effect, {})
 

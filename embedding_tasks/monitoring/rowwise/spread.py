@@ -61,12 +61,17 @@ class Change:
     change: float
 
 
-def residual(compared: Comparison) -> Change:
-    """Of the mean distance to the principal components of the baseline."""
+def residual(compared: Comparison) -> Change | None:
+    """Of the mean distance to the principal components of the baseline. None where its
+    rows are all the same."""
+    if not np.ptp(compared.rest.vectors, axis=0).any():
+        return None
     found = _by_record(compared, _residuals(compared))
     window, usual = found
     mean = max(float(usual.mean()), 1e-12)
     test = stats.ttest_ind(window, usual, equal_var=False)
+    if np.isnan(test.pvalue):
+        return None
     ends = test.confidence_interval(0.95)
     low, high = float(ends.low) / mean, float(ends.high) / mean
     change = float(window.mean()) / mean - 1
