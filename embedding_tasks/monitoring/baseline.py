@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 from psycopg import sql
@@ -28,6 +28,7 @@ class Baseline:
     fingerprint: str
     rows: int
     days: int
+    frozen_at: datetime
 
 
 def freeze(
@@ -72,7 +73,7 @@ def noise(
 
 
 Noise = dict[str, float]
-Found = tuple[int, str, int, int]
+Found = tuple[int, str, int, int, datetime]
 
 
 def _definition(monitoring: Monitoring) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _in_force(
     store: Connection, version: ModelVersion, definition: dict[str, Any]
 ) -> Found | None:
     return store.execute(
-        "SELECT id, fingerprint, rows, days FROM embedline.baseline"
+        "SELECT id, fingerprint, rows, days, frozen_at FROM embedline.baseline"
         " WHERE model_version = %s AND superseded_at IS NULL AND definition = %s",
         [version.id, Jsonb(definition)],
     ).fetchone()
@@ -118,7 +119,7 @@ def _freeze(
         store.execute("DELETE FROM embedline.baseline WHERE id = %s", [row[0]])
         return None
     log.info(
-        "baseline version=%d id=%d rows=%d days=%d", version.id, *made[::2], made[3]
+        "baseline version=%d id=%d rows=%d days=%d", version.id, made[0], *made[2:4]
     )
     return made
 
@@ -160,5 +161,5 @@ UPDATE embedline.baseline b
                           ORDER BY tag, value, day, environment, class, bucket) AS cells
           FROM embedline.baseline_cell WHERE baseline = %(id)s) c
  WHERE b.id = %(id)s
-RETURNING b.id, b.fingerprint, b.rows, b.days
+RETURNING b.id, b.fingerprint, b.rows, b.days, b.frozen_at
 """

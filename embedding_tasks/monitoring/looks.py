@@ -100,7 +100,11 @@ class OfVectors:
             most_of_window=most // 3,
             mmd=self.monitoring.mmd,
         )
-        return Check.of(self.version, self.monitoring, settings=rows)
+        return Check.of(
+            *(self.version, self.monitoring),
+            frozen_at=self.frozen.frozen_at,
+            settings=rows,
+        )
 
     @cached_property
     def _usual(self) -> Sample:

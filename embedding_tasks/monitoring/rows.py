@@ -4,7 +4,7 @@ record, what was predicted of it, and the day it belongs to."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from typing import Any, LiteralString
 
 from psycopg import sql
@@ -46,14 +46,15 @@ def ids(version: ModelVersion) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Records:
     """Which records: of the days from `since` to `until`, both included (None: without
-    end), of `environments` (none: of any), and of none of `other_environments`. `slice`
-    is `tag=value`, `prediction=class`, or empty."""
+    end), of `environments` (none: of any), of none of `other_environments`, and in the
+    store by `added_by`. `slice` is `tag=value`, `prediction=class`, or empty."""
 
     since: date | None = None
     until: date | None = None
     environments: tuple[str, ...] = ()
     other_environments: tuple[str, ...] = ()
     slice: str = ""
+    added_by: datetime | None = None
 
     def of(self, window: Window) -> Records:
         return replace(self, since=window.since, until=window.until)
@@ -70,6 +71,7 @@ class Records:
             "other_environments": list(self.other_environments),
             "tag": tag,
             "value": value,
+            "added_by": self.added_by,
         }
 
     def _slice(self) -> LiteralString:
@@ -90,5 +92,6 @@ _CONDITION = sql.SQL(
     "  AND coalesce(%(until)s::date, 'infinity')"
     " AND (%(environments)s::text[] = '{{}}'"
     "  OR r.environment = ANY (%(environments)s::text[]))"
-    " AND (r.environment = ANY (%(other_environments)s::text[])) IS NOT TRUE{slice}"
+    " AND (r.environment = ANY (%(other_environments)s::text[])) IS NOT TRUE"
+    " AND (r.added_at > %(added_by)s::timestamptz) IS NOT TRUE{slice}"
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,12 @@ class Check:
         version: ModelVersion,
         monitoring: Monitoring,
         *,
+        frozen_at: datetime | None = None,
         slice: str = "",
         settings: Settings | None = None,
     ) -> Check:
-        """As a use case has it."""
+        """As a use case has it. What came after the baseline was frozen is none of
+        its rows."""
         usual = monitoring.baseline
         return cls(
             version,
@@ -75,6 +77,7 @@ class Check:
                 until=usual.last_day,
                 environments=usual.environment,
                 slice=slice,
+                added_by=frozen_at,
             ),
             records=Records(
                 environments=monitoring.environment,
