@@ -57,6 +57,9 @@ class Records:
 class LaneIO(Protocol):
     """Raises `DatabaseAway` and `SourceError`, and what the databases raise."""
 
+    def start(self) -> None:
+        """What takes time before a first lease, which would be held meanwhile."""
+
     def read(self, lease: Lease) -> Records: ...
 
     def write(
@@ -80,6 +83,9 @@ class Here:
     _source: Connection | None = None
     _records: list[Input] = field(default_factory=list)
     _lease: Lease | None = None
+
+    def start(self) -> None:
+        pass
 
     def read(self, lease: Lease) -> Records:
         self._lease, self._records = lease, []
@@ -172,6 +178,9 @@ class Apart:
         self._process = Process(
             *("reads and writes", _serve, work, store_conninfo), interruptible=True
         )
+
+    def start(self) -> None:
+        self._process(("start",))
 
     def read(self, lease: Lease) -> Records:
         records: Records = self._process(("read", lease))

@@ -125,6 +125,7 @@ class Lane:
 
     def work(self) -> None:
         """Until nothing is left. Raises what `Worker.drain` does, and `Stopped`."""
+        self.io.start()
         with blame(store=self.store):
             while (lease := self._next_lease()) is not None:
                 self.is_idle = False
