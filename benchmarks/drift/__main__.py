@@ -1,7 +1,7 @@
 """How often the drift statistics alarm, with and without drift, beside others' rules.
 
-    python -m benchmarks.drift                          tweets, digits, languages: a day
-    python -m benchmarks.drift --repetitions 10         a first look
+    python -m benchmarks.drift                     two hours of a processor
+    python -m benchmarks.drift --repetitions 10    a first look
     python -m benchmarks.drift --rules sums --changes "no drift" --repetitions 1000
 
 Real embeddings, dealt at random to a baseline and to windows of some sizes, so that

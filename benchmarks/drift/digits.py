@@ -23,7 +23,7 @@ from embedding_tasks.encoders.image import ImageEncoder
 from embedding_tasks.use_case import UseCase
 
 TRAINED, VALIDATED = 1400, 100
-BASELINE = 2000
+BASELINE = 1500
 # A radius in pixels of 28, and degrees.
 SPOILT = {
     "blur 0.4": (0.4, 0),
