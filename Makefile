@@ -49,7 +49,7 @@ ifneq ($(filter-out 1,$(GPUS)),)
 else
 	@$(BIN)/python -m benchmarks.engine_gpu
 	@$(BIN)/python -m benchmarks.images --images 12000 --dtype float16 --lanes 3
-	@$(BIN)/python -m benchmarks.rows --size bert-base --rows 100000
+	@$(BIN)/python -m benchmarks.rows --size bert-base --rows 400000
 endif
 
 bench-ner-memory: $(INSTALLED)  ## memory of an NER job, 1,000 to 100,000 sentences
