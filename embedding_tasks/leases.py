@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 SECONDS_PER_LEASE = 2.0
 FIRST_RECORDS = 256
 # Of inputs and vectors; a lease is in memory as a whole, in each lane.
-BYTES_PER_LEASE = 256_000_000
+BYTES_PER_LEASE = 128_000_000
 # Each claims records of its own; more would find those of others locked and look on.
 CLAIMS_AT_ONCE = 2
 # A first lease may be slow for reasons of its own (kernels are compiled, caches
