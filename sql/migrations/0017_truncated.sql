@@ -2,4 +2,4 @@
 
 ALTER TABLE embedline.input ADD truncated boolean;
 COMMENT ON COLUMN embedline.input.truncated IS
-    'whether it was longer than the model takes, and was cut: encoder.max_length; null: not known, or of an encoder that cuts nothing. With storage.data: none only those that were cut have a row';
+    'whether it was longer than the model takes, encoder.max_length, and was cut; null: not known, or of an encoder that cuts nothing. Where nothing else is kept (storage.data: none), what was not cut has no row';
