@@ -451,11 +451,12 @@ def test_a_run_shows_the_unknown_words_and_a_text_without_any_costs_its_row(
     ).fetchall()
     says = "InputError: none of its 2 words is in the vocabulary"
     assert dead == [("3", says)]
-    shown = dict(
-        store.execute("SELECT key, unknown_words FROM embeddings.messages").fetchall()
+    rows = store.execute(
+        "SELECT key, unknown_words, truncated FROM embeddings.messages"
     )
-    assert shown["7"] == 0
-    assert shown["70"] == pytest.approx(1 / 3)
+    shown = {key: said for key, *said in rows}
+    assert shown["7"] == [0, False]
+    assert shown["70"] == [pytest.approx(1 / 3), False]
     found = search.by_text(store, "messages", "message number 7", 1)
     assert found[0]["key"] == "7"
 
