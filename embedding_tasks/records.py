@@ -57,7 +57,8 @@ def refresh_data(target: Target) -> None:
     # Only where the vector is of the input that is read now.
     target.execute(
         "CREATE TEMP TABLE kept ON COMMIT DROP AS"
-        " SELECT v.id AS model_version, i.key, i.data[v.place] AS data, o.unknown_words"
+        " SELECT v.id AS model_version, i.key, i.data[v.place] AS data,"
+        "  o.unknown_words, o.truncated"
         " FROM unnest(%(versions)s::int[]) WITH ORDINALITY AS v (id, place)"
         " CROSS JOIN incoming i JOIN embedline.ledger l"
         "   ON l.model_version = v.id AND l.key = i.key"
@@ -67,13 +68,14 @@ def refresh_data(target: Target) -> None:
     for version in target.versions:
         target.execute(
             "CREATE TEMP TABLE kept_of_version ON COMMIT DROP AS"
-            " SELECT key, data, unknown_words FROM kept WHERE model_version = %(id)s",
+            " SELECT key, data, unknown_words, truncated FROM kept"
+            " WHERE model_version = %(id)s",
             id=version.id,
         )
         write_data(
             target.store,
             version.id,
-            "SELECT key, data, unknown_words FROM kept_of_version",
+            "SELECT key, data, unknown_words, truncated FROM kept_of_version",
         )
         target.execute("DROP TABLE kept_of_version")
 

@@ -196,7 +196,7 @@ def end_state(store: Connection) -> EndState:
     add("vector_messages_v1", "unit, input_hash, embedding::real[]", "key, unit")
     add("prediction", "unit, prediction, ARRAY[score]::real[] || probabilities")
     add("record", "event_time, environment, link, tags")
-    add("input", "data")
+    add("input", "data, truncated")
     add("label", "label, labeled_at")
     add("ledger", "want_hash, have_hash, pending, dead_at, attempts, lease_token")
     return EndState(facts, floats)

@@ -53,7 +53,7 @@ def finished(
             inputs=np.repeat(np.arange(len(keys), dtype=np.int32), units),
             units=np.tile(np.arange(units, dtype=np.int32), len(keys)),
             predictions=[Prediction("good", 0.5, [0.5, 0.25, 0.25])] * count,
-            truncated=0,
+            truncated=np.arange(len(keys)) % 2 == 0,
         ),
     )
 
@@ -125,6 +125,20 @@ def test_a_record_deleted_in_flight_leaves_no_orphan(
         assert count(store, f"{table} WHERE key IN ('3', '4')") == 0, table
 
 
+def test_inputs_that_were_cut_count_for_a_run_as_far_as_they_are_stored(
+    project: Project, db: Connection, store: Connection, version: ModelVersion
+) -> None:
+    lease = claim(store, version, 20)
+    made = finished(lease)
+    cut = [*made.keys][::2]
+    db.execute("DELETE FROM messages WHERE id = %s", [cut[3]])
+    run.sync_stage(project.request())
+    assert write(store, lease, made, 1).discarded == 1
+    assert count(store, "run WHERE truncated = 9 AND id = 1") == 1
+    stored = store.execute("SELECT key FROM embedline.input WHERE truncated")
+    assert {key for (key,) in stored} == {*cut} - {cut[3]}
+
+
 def test_a_key_used_again_after_a_delete_is_not_written_by_the_old_lease(
     project: Project, db: Connection, store: Connection, version: ModelVersion
 ) -> None:
@@ -176,7 +190,6 @@ def test_a_failing_write_leaves_the_lease_as_it_was(
         inputs=wrong.encoded.inputs,
         units=wrong.encoded.units,
         predictions=(),
-        truncated=0,
     )
     with pytest.raises(Exception, match="expected 32 dimensions, not 5"):
         write(store, lease, Finished(wrong.keys, wrong.data, broken), 1)

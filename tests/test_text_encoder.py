@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from embedding_tasks import encoders
-from embedding_tasks.encoders import Encoder, Runtime, recipe
+from embedding_tasks.encoders import Encoder, Runtime, packed, recipe
 from embedding_tasks.encoders.text import TextEncoder
 from embedding_tasks.encoders.tokenizing import Tokens
 from embedding_tasks.errors import DeviceError, InputError, ModelError, Stopped
+from embedding_tasks.isolation import isolate
 from embedding_tasks.store.versions import ModelVersion, Recipe
 from embedding_tasks.use_case import UseCase
+from tests.fix_models import Family, poison
 
 
 def use_case(model: Path, **changes: Any) -> UseCase:
@@ -208,7 +210,52 @@ def test_awkward_texts_are_embedded_and_leave_their_company_alone(tiny: Path) ->
     mixed = made.encode([*AWKWARD, "a plain text"])
     assert np.isfinite(mixed.vectors).all()
     assert np.abs(mixed.vectors[-1] - plain).max() < 1e-5
-    assert mixed.truncated == 1  # x * 100,000 is one unknown word
+    assert mixed.truncated is not None
+    cut = [i for i, text in enumerate(AWKWARD) if text.startswith("word")]
+    # x * 100,000 is one unknown word
+    assert np.flatnonzero(mixed.truncated).tolist() == cut
+
+
+@pytest.mark.parametrize(
+    ("family", "forward"), [("bert", packed.Packed), ("mpnet", packed.Padded)]
+)
+def test_it_is_said_which_texts_were_cut_whatever_batches_they_run_in(
+    make_family: Family,
+    family: str,
+    forward: type,
+    tweets: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = encoder(make_family(family), tokens=100, encoder={"max_length": 32})
+    assert isinstance(made, TextEncoder)
+    assert isinstance(made.forward, forward)
+    cut = [i % 7 == 3 for i in range(100)]
+    texts: list[Any] = [
+        tweet * 30 if long else "short " * (i % 20 + 1)
+        for i, (tweet, long) in enumerate(zip(tweets, cut, strict=False))
+    ]
+    monkeypatch.setattr("embedding_tasks.encoders.text.TEXTS_AT_A_TIME", 8)
+    assert made.encode(texts).truncated.tolist() == cut
+
+    launch = TextEncoder._launch
+
+    def scarce(self: TextEncoder, tokens: Tokens) -> Any:
+        if len(tokens.lengths) > 1:
+            raise torch.OutOfMemoryError("no")
+        return launch(self, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "_launch", scarce)
+        assert made.encode(texts).truncated.tolist() == cut
+
+    poison(monkeypatch, "poison")
+    texts[17], texts[40], texts[0] = texts[17] + " poison", "poison", None
+    encoded, errors = isolate(made, texts)
+    assert {*errors} == {17, 40}
+    good = [i for i in range(1, 100) if i not in errors]
+    kept = encoded.only(good).truncated
+    assert kept is not None
+    assert kept.tolist() == [cut[i] for i in good]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

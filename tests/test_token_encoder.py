@@ -259,6 +259,7 @@ def test_words_beyond_the_model_s_length_are_read_in_overlapping_windows(
         [sentence_of(words), sentence_of(words[:2])]
     )
     assert [*made.units] == [*range(300), 0, 1]
+    assert made.truncated is None
     # each token once, where its context is widest on its narrower side
     ids = tokenizer_of(folder, split=True)(
         words, is_split_into_words=True, add_special_tokens=False

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
-from embedding_tasks.encoders.tokenizing import Tokenizing, Tokens, tokenizing_of
+from embedding_tasks.encoders.tokenizing import (
+    PlainTokenizing,
+    Tokenizing,
+    Tokens,
+    tokenizing_of,
+)
 from tests.fix_models import Family
 from tests.test_text_encoder import AWKWARD
 from tests.test_token_encoder import ODD
@@ -35,9 +40,11 @@ LONG = [
 ]
 
 
-def plain(tokenizer: Any, texts: list[str], most: int) -> tuple[list[list[int]], int]:
+def plain(
+    tokenizer: Any, texts: list[str], most: int
+) -> tuple[list[list[int]], list[bool]]:
     made = tokenizer(texts, truncation=True, max_length=most)
-    return made["input_ids"], sum(bool(e.overflowing) for e in made.encodings)
+    return made["input_ids"], [bool(e.overflowing) for e in made.encodings]
 
 
 def listed(tokens: Tokens) -> list[list[int]]:
@@ -51,7 +58,7 @@ def folder(request: pytest.FixtureRequest, make_family: Family) -> Path:
 
 @pytest.mark.parametrize("most", [3, 16, 128])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_ids_and_the_count_of_cut_texts_are_transformers_own(
+def test_ids_and_which_texts_are_cut_are_transformers_own(
     folder: Path, most: int, side: str, tweets: list[str]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -60,7 +67,8 @@ def test_ids_and_the_count_of_cut_texts_are_transformers_own(
     ids, truncated = plain(tokenizer, texts, most)
     tokens = tokenizing_of(tokenizer, folder, most)(texts)
     assert listed(tokens) == ids
-    assert tokens.truncated == truncated > len(LONG) // 2
+    assert tokens.truncated.tolist() == truncated
+    assert sum(truncated) > len(LONG) // 2
 
 
 @settings(max_examples=200, deadline=None)
@@ -74,7 +82,7 @@ def test_no_text_is_cut_where_it_shows(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids, truncated = plain(tokenizer, [*texts, "a"], most)
     tokens = tokenizing_of(tokenizer, folder, most)([*texts, "a"])
-    assert (listed(tokens), tokens.truncated) == (ids, truncated)
+    assert (listed(tokens), tokens.truncated.tolist()) == (ids, truncated)
 
 
 def test_another_process_gives_the_same_without_torch(
@@ -95,6 +103,21 @@ def test_another_process_gives_the_same_without_torch(
     assert np.array_equal(made.ids, tokenizing(tweets[:50]).ids)
 
 
+def test_a_tokenizer_in_python_knows_what_just_fits_from_what_was_cut(
+    tmp_path: Path,
+) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizing = tokenizing_of(tokenizer, tmp_path, 8)
+    assert isinstance(tokenizing, PlainTokenizing)
+    texts = ["a" * length for length in (9, 7, 8, 1)]  # and an end
+    tokens = tokenizing(texts)
+    assert tokens.lengths.tolist() == [8, 8, 8, 2]
+    assert tokens.truncated.tolist() == [True, False, True, False]
+
+
 def test_texts_are_picked_in_any_order() -> None:
-    tokens = Tokens.of([[1, 2, 3], [4], [], [5, 6]])
+    cut = np.array([True, False, False, True])
+    tokens = Tokens.of([[1, 2, 3], [4], [], [5, 6]], cut)
     assert listed(tokens.only([3, 0, 1])) == [[5, 6], [1, 2, 3], [4]]
+    assert tokens.only([3, 0, 1]).truncated.tolist() == [True, True, False]

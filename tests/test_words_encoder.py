@@ -401,7 +401,7 @@ def test_the_unknown_of_a_static_model_are_its_unk_tokens(static: Path) -> None:
         encoder(static / "alone").encode([""])
 
 
-def test_what_the_tokenizer_cuts_is_counted(static: Path, tmp_path: Path) -> None:
+def test_it_is_said_what_the_tokenizer_cuts(static: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
     shutil.copytree(static / "alone", tmp_path / "m")
@@ -410,7 +410,8 @@ def test_what_the_tokenizer_cuts_is_counted(static: Path, tmp_path: Path) -> Non
     tokenizer.enable_truncation(4)
     tokenizer.save(path)
     made = encoder(tmp_path / "m").encode(["one two", "one two three four five"])
-    assert made.truncated == 1
+    assert made.truncated is not None
+    assert made.truncated.tolist() == [False, True]
 
 
 def test_other_models_than_static_ones_are_refused(
@@ -450,11 +451,12 @@ def test_a_run_shows_the_unknown_words_and_a_text_without_any_costs_its_row(
     ).fetchall()
     says = "InputError: none of its 2 words is in the vocabulary"
     assert dead == [("3", says)]
-    shown = dict(
-        store.execute("SELECT key, unknown_words FROM embeddings.messages").fetchall()
+    rows = store.execute(
+        "SELECT key, unknown_words, truncated FROM embeddings.messages"
     )
-    assert shown["7"] == 0
-    assert shown["70"] == pytest.approx(1 / 3)
+    shown = {key: said for key, *said in rows}
+    assert shown["7"] == [0, False]
+    assert shown["70"] == [pytest.approx(1 / 3), False]
     found = search.by_text(store, "messages", "message number 7", 1)
     assert found[0]["key"] == "7"
 

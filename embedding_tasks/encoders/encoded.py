@@ -29,19 +29,20 @@ class Encoded:
     `spans` (n, 2) the characters [start, stop) of the input it stands for; `boxes`
     (n, 4) xmin, ymin, xmax, ymax in pixels of the image as it is shown.
     `predictions` is empty or has one for each vector. `unknown` has one for each
-    input: the share of its words that the encoder does not know. `failed` says by
-    position why an input has no vector: it could not be read, and cost the others
-    nothing.
+    input: the share of its words that the encoder does not know; `truncated`, too:
+    whether it was longer than the encoder takes, and was cut; None: the encoder cuts
+    nothing. `failed` says by position why an input has no vector: it could not be
+    read, and cost the others nothing.
     """
 
     vectors: npt.NDArray[np.float32]
     inputs: npt.NDArray[np.int32]
     units: npt.NDArray[np.int32]
     predictions: Sequence[Prediction] = ()
-    truncated: int = 0
     spans: npt.NDArray[np.int32] | None = None
     boxes: npt.NDArray[np.float32] | None = None
     unknown: npt.NDArray[np.float32] | None = None
+    truncated: npt.NDArray[np.bool_] | None = None
     failed: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -60,10 +61,12 @@ class Encoded:
         place = np.full(count, -1, np.int32)
         place[list(positions)] = np.arange(len(positions), dtype=np.int32)
         kept = self.rows(np.flatnonzero(place[self.inputs] >= 0))
+        unknown, truncated = self.unknown, self.truncated
         return replace(
             kept,
             inputs=place[kept.inputs],
-            unknown=None if self.unknown is None else self.unknown[list(positions)],
+            unknown=None if unknown is None else unknown[list(positions)],
+            truncated=None if truncated is None else truncated[list(positions)],
             failed={
                 place: self.failed[position]
                 for place, position in enumerate(positions)
@@ -93,11 +96,6 @@ def joined(parts: Sequence[tuple[Sequence[int], Encoded]], count: int) -> Encode
     whole = [(np.asarray(p, np.int32), e) for p, e in parts if e.vectors.shape[1]]
     if not whole:
         return Encoded.of_records(np.empty((0, 0), np.float32), failed=failed)
-    unknown = None
-    if any(e.unknown is not None for _, e in whole):
-        unknown = np.zeros(count, np.float32)
-        for place, encoded in whole:
-            unknown[place] = encoded.unknown
     arrays = {
         name: _concatenated([getattr(e, name) for _, e in whole])
         for name in ("vectors", "units", "spans", "boxes")
@@ -105,8 +103,8 @@ def joined(parts: Sequence[tuple[Sequence[int], Encoded]], count: int) -> Encode
     return Encoded(
         inputs=np.concatenate([place[e.inputs] for place, e in whole]),
         predictions=[p for _, e in whole for p in e.predictions],
-        truncated=sum(e.truncated for _, e in whole),
-        unknown=unknown,
+        unknown=_by_input([(p, e.unknown) for p, e in whole], count),
+        truncated=_by_input([(p, e.truncated) for p, e in whole], count),
         failed=failed,
         **arrays,
     )
@@ -116,6 +114,16 @@ def _concatenated(arrays: list[Any]) -> Any:
     if len(arrays) == 1:
         return arrays[0]
     return None if arrays[0] is None else np.concatenate(arrays)
+
+
+def _by_input(parts: list[tuple[Any, Any]], count: int) -> Any:
+    """0 for an input that is in no part."""
+    if parts[0][1] is None:
+        return None
+    whole = np.zeros(count, parts[0][1].dtype)
+    for place, own in parts:
+        whole[place] = own
+    return whole
 
 
 def unit_length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

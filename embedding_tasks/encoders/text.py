@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import (
@@ -89,9 +90,10 @@ class TextEncoder:
     def encode(self, inputs: Sequence[str]) -> Encoded:
         order: list[int] = []
         made: list[Launched] = []
-        truncated = done = 0
+        truncated: list[npt.NDArray[np.bool_]] = []
+        done = 0
         for tokens in self._in_hand(inputs):
-            truncated += tokens.truncated
+            truncated.append(tokens.truncated)
             if not tokens.lengths.all():
                 raise InputError("an input without a single token")
             lengths = tokens.lengths.tolist()
@@ -99,7 +101,7 @@ class TextEncoder:
                 order += [done + position for position in batch]
                 made += self._within_memory(tokens, batch)
             done += len(lengths)
-        return self._collected(order, made, truncated)
+        return self._collected(order, made, np.concatenate(truncated))
 
     def probe(self) -> Encoded:
         return self.encode(["one, two, three"])
@@ -158,7 +160,10 @@ class TextEncoder:
             return [vectors, *heads]
 
     def _collected(
-        self, order: list[int], made: list[Launched], truncated: int
+        self,
+        order: list[int],
+        made: list[Launched],
+        truncated: npt.NDArray[np.bool_],
     ) -> Encoded:
         """Waits for the device. `order` has the position of the input each vector
         belongs to."""

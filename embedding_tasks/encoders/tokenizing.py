@@ -24,17 +24,24 @@ _SPARE = 16
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids of texts end to end, the number each text has, and how many texts were cut
+    """Ids of texts end to end; for each text how many it has, and whether it was cut
     to the longest allowed."""
 
     ids: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int64]
-    truncated: int = 0
+    truncated: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, ids: Sequence[Sequence[int]], truncated: int = 0) -> Tokens:
+    def of(
+        cls,
+        ids: Sequence[Sequence[int]],
+        truncated: npt.NDArray[np.bool_] | None = None,
+    ) -> Tokens:
+        """None: no text was cut."""
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
+        if truncated is None:
+            truncated = np.zeros(len(ids), np.bool_)
         return cls(flat, lengths, truncated)
 
     @classmethod
@@ -43,7 +50,7 @@ class Tokens:
         return cls(
             np.concatenate([part.ids for part in parts]),
             np.concatenate([part.lengths for part in parts]),
-            sum(part.truncated for part in parts),
+            np.concatenate([part.truncated for part in parts]),
         )
 
     def only(self, positions: Sequence[int]) -> Tokens:
@@ -51,7 +58,8 @@ class Tokens:
         chosen = np.asarray(positions, np.int64)
         starts = (self.lengths.cumsum() - self.lengths)[chosen]
         lengths = self.lengths[chosen]
-        return Tokens(self.ids[ranges(starts, lengths)], lengths)
+        ids = self.ids[ranges(starts, lengths)]
+        return Tokens(ids, lengths, self.truncated[chosen])
 
 
 def ranges(
@@ -89,8 +97,9 @@ class Tokenizing:
             whole = self._tokenizer.encode_batch_fast([texts[i] for i in redo])
             for i, encoding in zip(redo, whole, strict=True):
                 made[i] = encoding
-        truncated = sum(
-            len(e) == self._max_length and bool(e.overflowing) for e in made
+        truncated = np.fromiter(
+            (len(e) == self._max_length and bool(e.overflowing) for e in made),
+            *(np.bool_, len(made)),
         )
         return Tokens.of([e.ids for e in made], truncated)
 
@@ -117,14 +126,23 @@ class PlainTokenizing:
         return (PlainTokenizing, self.settings)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        ids = self._tokenizer(
+        ids = self._ids(texts, self._max_length)
+        truncated = np.fromiter(map(len, ids), np.int64, len(ids)) >= self._max_length
+        # what just fits is as long as what was cut
+        if full := np.flatnonzero(truncated).tolist():
+            more = self._ids([texts[i] for i in full], self._max_length + 1)
+            truncated[full] = [len(own) > self._max_length for own in more]
+        return Tokens.of(ids, truncated)
+
+    def _ids(self, texts: Sequence[str], most: int) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(
             list(texts),
             truncation=True,
-            max_length=self._max_length,
+            max_length=most,
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
-        return Tokens.of(ids, sum(len(own) >= self._max_length for own in ids))
+        return ids
 
 
 def tokenizing_of(

@@ -62,7 +62,7 @@ class WordsEncoder:
         return Encoded.of_records(
             unit_length(vectors) if self._normalize else vectors,
             unknown=np.array([mean.unknown for mean in made], np.float32),
-            truncated=sum(mean.truncated for mean in made),
+            truncated=np.array([mean.truncated for mean in made], np.bool_),
         )
 
     def probe(self) -> Encoded:

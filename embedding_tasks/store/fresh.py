@@ -225,8 +225,9 @@ def _copy(store: Connection, serving: ModelVersion, fresh: ModelVersion) -> None
         ids,
     )
     store.execute(
-        "INSERT INTO embedline.input (model_version, key, data, unknown_words)"
-        " SELECT %(fresh)s, i.key, i.data, i.unknown_words"
+        "INSERT INTO embedline.input"
+        " (model_version, key, data, unknown_words, truncated)"
+        " SELECT %(fresh)s, i.key, i.data, i.unknown_words, i.truncated"
         " FROM embedline.input i JOIN embedline.ledger f ON f.key = i.key"
         " WHERE i.model_version = %(serving)s"
         "  AND f.model_version = %(fresh)s AND f.have_hash IS NOT NULL",

@@ -85,7 +85,7 @@ def write(
         write_data(
             store,
             lease.version.id,
-            "SELECT key, data, unknown_words"
+            "SELECT key, data, unknown_words, truncated"
             " FROM staged_record JOIN accepted USING (key)",
         )
         _settle(store)
@@ -93,14 +93,10 @@ def write(
         written = Written(records, written_vectors, discarded)
         store.execute(
             "UPDATE embedline.run SET embedded = embedded + %s, vectors = vectors + %s,"
-            " discarded = discarded + %s, truncated = truncated + %s,"
-            " embed_seconds = embed_seconds + %s WHERE id = %s",
-            [
-                *_counts(written),
-                finished.encoded.truncated,
-                seconds,
-                run_id,
-            ],
+            " discarded = discarded + %s, embed_seconds = embed_seconds + %s,"
+            " truncated = truncated + (SELECT count(*) FROM staged_record"
+            "  JOIN accepted USING (key) WHERE staged_record.truncated) WHERE id = %s",
+            [*_counts(written), seconds, run_id],
         )
     return written
 
@@ -138,14 +134,15 @@ def _stage_records(store: Connection, lease: Lease, finished: Finished) -> None:
     encoded = finished.encoded
     store.execute(
         'CREATE TEMP TABLE staged_record (key text COLLATE "C", hash bytea, data text,'
-        " unknown_words real) ON COMMIT DROP"
+        " unknown_words real, truncated boolean) ON COMMIT DROP"
     )
     hashes = [lease.hashes[key] for key in finished.keys]
-    unknown = [None] * len(hashes)
-    if encoded.unknown is not None:
-        unknown = encoded.unknown.tolist()
+    said = [
+        [None] * len(hashes) if array is None else array.tolist()
+        for array in (encoded.unknown, encoded.truncated)
+    ]
     with store.cursor().copy("COPY staged_record FROM STDIN") as rows:
-        for record in zip(finished.keys, hashes, finished.data, unknown, strict=True):
+        for record in zip(finished.keys, hashes, finished.data, *said, strict=True):
             rows.write_row(record)
 
 
@@ -282,22 +279,25 @@ def _write_predictions(store: Connection, lease: Lease) -> None:
 
 
 def write_data(store: Connection, version_id: int, rows: LiteralString) -> None:
-    """What is kept of the inputs, of a query's `rows` (key, data, unknown_words);
-    both null: nothing."""
+    """What is kept of the inputs, of a query's `rows` (key, data, unknown_words,
+    truncated). Nothing is of one without data that was not cut, unless its words are
+    known."""
     store.execute(
         f"DELETE FROM embedline.input i USING ({rows}) AS r"
         " WHERE i.model_version = %s AND i.key = r.key"
-        " AND num_nonnulls(r.data, r.unknown_words) = 0",
+        " AND num_nonnulls(r.data, r.unknown_words, nullif(r.truncated, false)) = 0",
         [version_id],
     )
     store.execute(
-        "INSERT INTO embedline.input AS i (model_version, key, data, unknown_words)"
-        f" SELECT %s, key, data, unknown_words FROM ({rows}) AS r"
-        " WHERE num_nonnulls(data, unknown_words) > 0 ORDER BY key"
+        "INSERT INTO embedline.input AS i"
+        " (model_version, key, data, unknown_words, truncated)"
+        f" SELECT %s, key, data, unknown_words, truncated FROM ({rows}) AS r"
+        " WHERE num_nonnulls(data, unknown_words, nullif(truncated, false)) > 0"
+        " ORDER BY key"
         " ON CONFLICT (model_version, key) DO UPDATE SET data = EXCLUDED.data,"
-        "  unknown_words = EXCLUDED.unknown_words"
-        " WHERE (i.data, i.unknown_words)"
-        "  IS DISTINCT FROM (EXCLUDED.data, EXCLUDED.unknown_words)",
+        "  unknown_words = EXCLUDED.unknown_words, truncated = EXCLUDED.truncated"
+        " WHERE (i.data, i.unknown_words, i.truncated) IS DISTINCT FROM"
+        "  (EXCLUDED.data, EXCLUDED.unknown_words, EXCLUDED.truncated)",
         [version_id],
     )
 

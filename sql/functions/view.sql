@@ -70,7 +70,7 @@ AS $$
                 CASE WHEN upper(v.span) <= length(i.data)
                      THEN embeddings.context(i.data, v.span) END AS context'
              WHEN version.unit = 'object' THEN ', v.box'
-             WHEN version.spec #>> '{encoder,type}' = 'words' THEN ', i.unknown_words'
+             WHEN version.spec #>> '{encoder,type}' = 'words' THEN ', i.unknown_words, i.truncated'
              ELSE '' END,
         embedline.label_of_unit(version),
         coalesce(E'\n         WHERE ' || embedline.tenant_filter(version.use_case, 'r'), ''))
@@ -185,6 +185,7 @@ RETURN CASE name
     WHEN 'context' THEN 'the text in brackets, among what is around it'
     WHEN 'data' THEN 'the input when its vector was made, as much as storage.data keeps'
     WHEN 'unknown_words' THEN 'share of the words that the encoder has no vector for'
+    WHEN 'truncated' THEN 'whether the text was longer than the model takes, and was cut; null: not known'
     WHEN 'link' THEN 'where a person can see the record: source.link'
     WHEN 'tags' THEN 'columns to filter by: source.tags'
     WHEN 'embedding' THEN 'the vector, made by `model_version`'

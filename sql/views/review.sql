@@ -43,7 +43,7 @@ COMMENT ON COLUMN embedline.review.use_case IS 'by name';
 COMMENT ON COLUMN embedline.review.feature IS 'of a use case that declares several; else `embedding`';
 COMMENT ON COLUMN embedline.review.model_version IS 'its number within the use case';
 COMMENT ON COLUMN embedline.review.kind IS
-    'label: neighbours and model say another class; conflict: nearly the same as a record of another label; empty: an input of no words; unknown_words: of words the encoder has no vector for; and what novelty finds';
+    'label: neighbours and model say another class; conflict: nearly the same as a record of another label; empty: an input of no words; unknown_words: of words the encoder has no vector for; truncated: longer than the model takes, and cut; and what novelty finds';
 COMMENT ON COLUMN embedline.review.rank IS 'within its use case, model version and kind, of the rows that whoever asks may see';
 COMMENT ON COLUMN embedline.review.key IS 'the record''s key as text; of several columns, a JSON list of texts';
 COMMENT ON COLUMN embedline.review.unit IS '0: the whole record; else the number of its word, entity or object';

@@ -1,8 +1,7 @@
 """Inputs that a model can make little of.
 
-Which records were cut at the model's maximum length is not kept record by record: runs
-count them (`embedline.run.truncated`), and `truncated` gives their share. What the
-inputs say is known as far as `storage.data` keeps them.
+What the inputs say is known as far as `storage.data` keeps them; which of them were cut
+at the model's maximum length, whatever it keeps.
 """
 
 from __future__ import annotations
@@ -25,8 +24,12 @@ _NORMAL = 1.96
 
 
 def find(store: Connection, version: ModelVersion) -> list[Flag]:
-    """Flags of the kinds `empty` and `unknown_words`."""
-    return [*_empty(store, version), *_unknown(store, version)]
+    """Flags of the kinds `empty`, `unknown_words` and `truncated`."""
+    return [
+        *_empty(store, version),
+        *_unknown(store, version),
+        *_truncated(store, version),
+    ]
 
 
 def _empty(store: Connection, version: ModelVersion) -> list[Flag]:
@@ -53,6 +56,24 @@ def _unknown(store: Connection, version: ModelVersion) -> list[Flag]:
         [version.id, UNKNOWN],
     )
     return [Flag(key, unit, "unknown_words", share) for key, unit, share in found]
+
+
+def _truncated(store: Connection, version: ModelVersion) -> list[Flag]:
+    """The longer, the less of it is in its vector."""
+    found = store.execute(
+        sql.SQL(
+            "SELECT v.key, v.unit, coalesce(length(i.data), 1)::float8"
+            " FROM embedline.input i JOIN {} v USING (key)"
+            " WHERE i.model_version = %s AND i.truncated"
+        ).format(version.table),
+        [version.id],
+    )
+    limit = version.spec["encoder"].get("max_length")
+    detail = {"max_length": limit} if limit else {}
+    return [
+        Flag(key, unit, "truncated", characters, detail=detail)
+        for key, unit, characters in found
+    ]
 
 
 def truncated(store: Connection, version: ModelVersion, window: Window) -> Measured:

@@ -22,7 +22,7 @@ from embedding_tasks.store.versions import ModelVersion
 
 log = logging.getLogger(__name__)
 
-KINDS = ("label", "conflict", "empty", "unknown_words")
+KINDS = ("label", "conflict", "empty", "unknown_words", "truncated")
 
 
 def refresh(
