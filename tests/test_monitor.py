@@ -213,7 +213,7 @@ def test_a_list_that_cannot_be_made_is_told_until_it_can_be(
     projection.fit(days.store, version, sample=200)
     monkeypatch.setattr(neighbors, "EXACT", 10)
     monkeypatch.setattr(neighbors, "MOST_EXACT", 40)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="embedding_tasks")
     for placed in (True, False):
         caplog.clear()
         [said] = watched(days).problems
