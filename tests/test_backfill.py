@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from tests.fix_project import Project, end_state, keys, row_versions, sync
 Write = Callable[..., None]
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 START = BEGIN + timedelta(minutes=60)
+CLAIM = ledger.claim
 
 
 def window(since: int | None = None, until: int | None = None) -> Window:
@@ -209,13 +211,16 @@ def test_keys_and_everything_ask_for_no_event_time(
 def test_scheduled_records_go_first_and_nothing_is_embedded_twice(
     late_start: Project, store: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    claimed: list[int] = []
+    one_at_a_time = Lock()  # two lanes that claim at once may be told in any order
 
-    def noted(self: TextEncoder, inputs: Any) -> Encoded:
-        seen.extend(int(text.split()[-1]) for text in inputs)
-        return ENCODE(self, inputs)
+    def noted(*args: Any) -> ledger.Lease:
+        with one_at_a_time:
+            lease = CLAIM(*args)
+            claimed.extend(map(int, lease.hashes))
+            return lease
 
-    monkeypatch.setattr(TextEncoder, "encode", noted)
+    monkeypatch.setattr(ledger, "claim", noted)
     first, one = begun(late_start, backfill=window(0, 30))
     second, two = begun(late_start, backfill=window(20, 50))
     scheduled, _ = begun(late_start)
@@ -225,8 +230,8 @@ def test_scheduled_records_go_first_and_nothing_is_embedded_twice(
     for request in (first, second, scheduled):
         run.embed_stage(request, 0)
         run.publish_stage(request)
-    assert {*seen[:40]} == {*range(60, 100)}
-    assert sorted(seen) == [*range(50), *range(60, 100)]
+    assert {*claimed[:40]} == {*range(60, 100)}
+    assert sorted(claimed) == [*range(50), *range(60, 100)]
     assert sum(count for count, _ in embedded(store).values()) == 90
     assert ledger_rows(store, "key", "backfill IS NOT NULL") == []
 
