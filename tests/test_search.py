@@ -138,7 +138,7 @@ def test_an_index_is_used_where_there_is_one_and_k_rows_come_back(
 
 def has_statement(store: Connection, table: str) -> bool:
     row = store.execute(
-        "SELECT prosrc FROM pg_proc WHERE oid = 'embedline.scan_serving'::regproc"
+        "SELECT prosrc FROM pg_proc WHERE oid = 'embedline.nearest_serving'::regproc"
     ).fetchone()
     assert row is not None
     return f"FROM embedline.{table} " in row[0]
@@ -160,7 +160,7 @@ def test_a_version_without_a_statement_of_its_own_is_searched_all_the_same(
     with connect(store_dsn, role="store") as other, other.transaction():
         other.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended("
-            " 'embedline.scan_serving', 0))"
+            " 'embedline.nearest_serving', 0))"
         )
         made = search_store.make(store)
         assert not has_statement(store, made.table)

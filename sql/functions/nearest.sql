@@ -9,8 +9,7 @@ DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
 BEGIN
     IF query IS NOT NULL AND k IS NOT NULL THEN
-        RETURN QUERY SELECT * FROM embedline.company(
-            version, embedline.search(version, query, k, filter, ef_search));
+        RETURN QUERY SELECT * FROM embedline.answer(version, query, k, filter, ef_search);
     END IF;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
@@ -102,7 +101,6 @@ DECLARE
     version    embedline.model_version := embedline.asked(use_case, feature);
     query      pgvector.vector;
     found_unit int;
-    found      embedline.found;
 BEGIN
     IF key IS NULL OR k IS NULL THEN
         RETURN;
@@ -115,8 +113,7 @@ BEGIN
     IF query IS NULL THEN
         PERFORM embedline.refuse_key(version, key, unit);
     END IF;
-    found := embedline.search(version, query, k::bigint + 1, filter, ef_search);
-    RETURN QUERY SELECT n.* FROM embedline.company(version, found) n
+    RETURN QUERY SELECT n.* FROM embedline.answer(version, query, k::bigint + 1, filter, ef_search) n
                   WHERE (n.key, n.unit) <> (neighbors.key, found_unit) LIMIT k;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
@@ -136,13 +133,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     version embedline.model_version := embedline.asked(use_case, feature, model_version);
-    found   embedline.found;
 BEGIN
     IF query IS NULL OR max_distance IS NULL THEN
         RETURN;
     END IF;
-    found := embedline.search(version, query, k, filter, ef_search);
-    RETURN QUERY SELECT n.* FROM embedline.company(version, found) n WHERE n.distance <= max_distance;
+    RETURN QUERY SELECT n.* FROM embedline.answer(version, query, k, filter, ef_search) n
+                  WHERE n.distance <= max_distance;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);
     RAISE;

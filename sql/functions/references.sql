@@ -113,8 +113,8 @@ BEGIN
         away := embedline.mean_of(version, dislikes);
         query := query OPERATOR(pgvector.+) (query OPERATOR(pgvector.-) away);
     END IF;
-    RETURN QUERY SELECT n.* FROM embedline.company(version, embedline.search(
-                     version, query, k + embedline.vectors_of(version, likes || dislikes), filter, ef_search)) n
+    RETURN QUERY SELECT n.* FROM embedline.answer(
+                     version, query, k + embedline.vectors_of(version, likes || dislikes), filter, ef_search) n
                   WHERE (n.key = ANY (likes || dislikes)) IS NOT TRUE LIMIT k;
 EXCEPTION WHEN undefined_table THEN
     PERFORM embedline.refuse_dropped(version);

@@ -119,6 +119,24 @@ RETURNS int
 LANGUAGE sql IMMUTABLE
 RETURN least(1000, greatest(40, 2 * k) * CASE WHEN filter IS NULL THEN 1 ELSE 2 END);
 
+-- All of a search that nothing is left out of, in one statement; null where it takes more.
+CREATE OR REPLACE FUNCTION embedline.nearest_at_once(
+    version embedline.model_version, query pgvector.vector, k bigint, ef_search int)
+RETURNS embedline.neighbor[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    near embedline.neighbor[];
+BEGIN
+    -- of more, a plan for this k may sort them faster
+    IF k BETWEEN 1 AND 1000 THEN
+        near := embedline.nearest_serving(version.id, query, k, ef_search);
+    END IF;
+    RETURN CASE WHEN cardinality(near) = k THEN near END;
+END
+$$;
+
 -- A search that chooses its way; k null: all, however far.
 CREATE OR REPLACE FUNCTION embedline.search(
     version embedline.model_version, query pgvector.vector, k bigint, filter jsonb, ef_search int)
@@ -145,9 +163,9 @@ BEGIN
         PERFORM set_config('hnsw.ef_search', ef_search::text, true);
     END IF;
     IF selection IS NULL AND k IS NOT NULL THEN
-        IF k <= 1000 THEN  -- of more, a plan for this k may sort them faster
-            found := embedline.scan_serving(version.id, query, k);
-        END IF;
+        SELECT array_agg(n.key), array_agg(n.unit), array_agg(n.distance)
+          INTO found.keys, found.units, found.distances
+          FROM unnest(embedline.nearest_at_once(version, query, k, ef_search)) n;
         IF found.keys IS NULL THEN
             found := embedline.scan(version, query, k, NULL, false);
         END IF;
@@ -206,8 +224,33 @@ BEGIN
 END
 $$;
 
--- What was found, each with its company, the nearest first. Looked up row by
--- row: a planner short of statistics may join whole tables. All of an answer is of one
+-- What lies beside a vector of a whole record or of one of its images. Looked up row by
+-- row: a planner short of statistics may join whole tables. Becomes part of the statement
+-- that asks for it.
+CREATE OR REPLACE FUNCTION embedline.beside(use_case int, version int, key text, unit int)
+RETURNS TABLE (prediction text, score float8, label text, data text, event_time timestamptz)
+LANGUAGE sql STABLE ROWS 1
+AS $$
+    SELECT p.prediction, p.score, l.label, i.data, r.event_time
+      FROM embedline.use_case u
+      LEFT JOIN LATERAL (
+           SELECT * FROM embedline.record r
+            WHERE r.use_case = u.id AND r.key = beside.key LIMIT 1) r ON true
+      LEFT JOIN LATERAL (
+           SELECT * FROM embedline.input i
+            WHERE i.model_version = beside.version AND i.key = beside.key LIMIT 1) i ON true
+      LEFT JOIN LATERAL (
+           SELECT * FROM embedline.prediction p
+            WHERE p.use_case = u.id AND p.key = beside.key AND p.unit = beside.unit
+              AND p.model_version = CASE WHEN u.predicted_by_source THEN 0 ELSE beside.version END LIMIT 1) p ON true
+      LEFT JOIN LATERAL (
+           SELECT * FROM embedline.label l
+            WHERE l.use_case = u.id AND l.key = beside.key AND l.unit = 0 AND u.labelled_unit = 'record'
+            LIMIT 1) l ON true
+     WHERE u.id = beside.use_case
+$$;
+
+-- What was found, each with its company, the nearest first. All of an answer is of one
 -- model version: behind a view's name there may be another by now, so where more than the
 -- side tables is asked it is the view's text, which the query's snapshot has, and which
 -- names the version's own table.
@@ -232,24 +275,32 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY
-        SELECT n.key, n.unit, n.distance, p.prediction, p.score, l.label, i.data, r.event_time, NULL::text
-          FROM embedline.use_case u
-         CROSS JOIN unnest(found.keys, found.units, found.distances) n (key, unit, distance)
-          LEFT JOIN LATERAL (
-               SELECT * FROM embedline.record r
-                WHERE r.use_case = u.id AND r.key = n.key LIMIT 1) r ON true
-          LEFT JOIN LATERAL (
-               SELECT * FROM embedline.input i
-                WHERE i.model_version = version.id AND i.key = n.key LIMIT 1) i ON true
-          LEFT JOIN LATERAL (
-               SELECT * FROM embedline.prediction p
-                WHERE p.use_case = u.id AND p.key = n.key AND p.unit = n.unit
-                  AND p.model_version = CASE WHEN u.predicted_by_source THEN 0 ELSE version.id END LIMIT 1) p ON true
-          LEFT JOIN LATERAL (
-               SELECT * FROM embedline.label l
-                WHERE l.use_case = u.id AND l.key = n.key AND l.unit = 0 AND u.labelled_unit = 'record'
-                LIMIT 1) l ON true
-         WHERE u.id = version.use_case
+        SELECT n.key, n.unit, n.distance, b.*, NULL::text
+          FROM unnest(found.keys, found.units, found.distances) n (key, unit, distance)
+         CROSS JOIN LATERAL embedline.beside(version.use_case, version.id, n.key, n.unit) b
          ORDER BY n.distance, n.key, n.unit;
+END
+$$;
+
+-- A search, with its company.
+CREATE OR REPLACE FUNCTION embedline.answer(
+    version embedline.model_version, query pgvector.vector, k bigint, filter jsonb, ef_search int)
+RETURNS SETOF embedline.neighbor
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    near embedline.neighbor[];
+BEGIN
+    IF filter IS NULL AND version.unit NOT IN ('word', 'entity') AND (ef_search BETWEEN 1 AND 1000) IS NOT FALSE THEN
+        near := embedline.nearest_at_once(version, embedline.require_query(version, query), k,
+                                          coalesce(ef_search, embedline.default_ef_search(k, NULL)));
+    END IF;
+    IF near IS NULL THEN
+        RETURN QUERY SELECT * FROM embedline.company(
+            version, embedline.search(version, query, k, filter, ef_search));
+    ELSE
+        RETURN QUERY SELECT * FROM unnest(near);
+    END IF;
 END
 $$;

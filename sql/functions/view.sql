@@ -168,7 +168,7 @@ BEGIN
     LOOP
         EXECUTE format('DROP VIEW IF EXISTS embeddings.%I', stale);
     END LOOP;
-    PERFORM embedline.renew_scan_serving();
+    PERFORM embedline.renew_nearest_serving();
 END
 $$;
 
