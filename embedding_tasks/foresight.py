@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 # The last runs that embedded anything say how fast it goes by now.
 _RUNS = 5
-# A vector through a live index takes as long as building it with so many: 12 and 15
-# were measured (benchmarks/fresh_table.py).
+# A vector through a live index takes as long as building it with so many: 6 to 15 were
+# measured, the most where several processes build (benchmarks/fresh_table.py).
 _THROUGH_INDEX = 12
 
 
