@@ -230,25 +230,25 @@ $$;
 CREATE OR REPLACE FUNCTION embedline.beside(use_case int, version int, key text, unit int)
 RETURNS TABLE (prediction text, score float8, label text, data text, event_time timestamptz)
 LANGUAGE sql STABLE ROWS 1
-AS $$
+BEGIN ATOMIC
     SELECT p.prediction, p.score, l.label, i.data, r.event_time
       FROM embedline.use_case u
       LEFT JOIN LATERAL (
-           SELECT * FROM embedline.record r
+           SELECT r.event_time FROM embedline.record r
             WHERE r.use_case = u.id AND r.key = beside.key LIMIT 1) r ON true
       LEFT JOIN LATERAL (
-           SELECT * FROM embedline.input i
+           SELECT i.data FROM embedline.input i
             WHERE i.model_version = beside.version AND i.key = beside.key LIMIT 1) i ON true
       LEFT JOIN LATERAL (
-           SELECT * FROM embedline.prediction p
+           SELECT p.prediction, p.score FROM embedline.prediction p
             WHERE p.use_case = u.id AND p.key = beside.key AND p.unit = beside.unit
               AND p.model_version = CASE WHEN u.predicted_by_source THEN 0 ELSE beside.version END LIMIT 1) p ON true
       LEFT JOIN LATERAL (
-           SELECT * FROM embedline.label l
+           SELECT l.label FROM embedline.label l
             WHERE l.use_case = u.id AND l.key = beside.key AND l.unit = 0 AND u.labelled_unit = 'record'
             LIMIT 1) l ON true
-     WHERE u.id = beside.use_case
-$$;
+     WHERE u.id = beside.use_case;
+END;
 
 -- What was found, each with its company, the nearest first. All of an answer is of one
 -- model version: behind a view's name there may be another by now, so where more than the
